@@ -1,0 +1,322 @@
+"""Recipes: every number of a run, resolved from layers, checked once, saved and hashed.
+
+Layers, later over earlier: the dataclass defaults, the chosen `fidelity`'s keys, a recipe file, single keys
+("method.steps"). A recipe file may carry a `methods` section with keys per method name; those of the method in use
+become its `method` section. Types are checked by jsonargparse against the dataclasses below and the method's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from hashlib import blake2b
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import UsageError
+from .evaluation import protocol_schedule
+from .methods import METHODS, Init, Method
+from .pool import SCHEDULES
+from .runtime import Runtime
+from .synthetic import check_factor
+from .training import Schedule
+
+Layer = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data, see `data.load_dataset`; where they lie is no part of a recipe."""
+
+    name: str = "digits"
+    mirror: bool | None = None
+    normalisation: str = "measured"
+    holdout: float = 0.2
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """The pool of networks, see `pool.pretrain`; `epochs` replaces the schedule's own number."""
+
+    network: str = "convnet"
+    members: int = 3
+    schedule: str = "fast"
+    epochs: int | None = None
+    snapshots: tuple[int, ...] = ()
+    pretrained: bool = True
+    seed: int = 0
+
+    def training(self) -> Schedule:
+        """The schedule of one member.
+
+        Raises:
+            UsageError: an unknown schedule or epochs below 1.
+        """
+        if self.schedule not in SCHEDULES:
+            raise UsageError(f"pool.schedule={self.schedule!r}: use one of {', '.join(sorted(SCHEDULES))}")
+        if self.epochs is not None and self.epochs < 1:
+            raise UsageError(f"pool.epochs={self.epochs}: need at least 1")
+        schedule = SCHEDULES[self.schedule]
+        return schedule if self.epochs is None else replace(schedule, epochs=self.epochs)
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Choices of `runtime.Runtime.resolve`; "auto" is settled for the machine and the job."""
+
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int | str = "auto"
+    compile: bool | str = "auto"
+    chunk: int | str = "auto"
+
+    def resolve(self, passes: int, side: int) -> Runtime:
+        return Runtime.resolve(**asdict(self), passes=passes, side=side)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How the set is scored, see `evaluate.evaluate`; `epochs` replaces the protocol's own number."""
+
+    network: str = "convnet"
+    protocol: str = "dsdm"
+    epochs: int | None = None
+    nets: int = 3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SavingConfig:
+    """A snapshot every so many steps (the newest is kept), and steps whose sets are kept for good."""
+
+    every: int = 100
+    keep: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A resolved run. `method` is the method's own frozen config; `name` and `fidelity` say how it was found."""
+
+    method_name: str
+    method: Any
+    ipc: int = 10
+    factor: tuple[int, int] = (2, 2)
+    seed: int = 0
+    fidelity: str = "potstill"
+    data: DataConfig = field(default_factory=DataConfig)
+    init: Init = field(default_factory=Init)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    saving: SavingConfig = field(default_factory=SavingConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The nested dictionary that `resolve` reads back to an equal recipe."""
+        record = _plain(asdict(self))
+        record["method"] = {"name": record.pop("method_name"), **record["method"]}
+        return record
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    def hash(self) -> str:
+        """Address of everything that determines the synthetic set (not of how it is scored or snapshots are kept)."""
+        record = self.to_dict()
+        del record["evaluation"], record["saving"]
+        return blake2b(yaml.safe_dump(record).encode(), digest_size=6).hexdigest()
+
+    def build_method(self) -> Method[Any]:
+        return METHODS[self.method_name](self.method)
+
+
+def resolve(*layers: Layer) -> Recipe:
+    """Merge layers, check them and build the recipe.
+
+    Args:
+        layers: nested dictionaries, or flat ones with dotted keys; later ones win.
+    Raises:
+        UsageError: an unknown key, a value of the wrong type or outside its range; the message names the key.
+    """
+    given = merge(*layers)
+    per_method = _section(given.pop("methods", {}), "methods")
+    for name in per_method:
+        _ = METHODS[name]
+    method = _section(given.pop("method", {}), "method")
+    name = method.pop("name", "dsdm")
+    cls = METHODS[name]
+    fidelity = given.pop("fidelity", "potstill")
+    preset = merge(_preset(cls, name, fidelity))
+    method = merge(preset.pop("method", {}), _section(per_method.get(name, {}), f"methods.{name}"), method)
+    checked = _check(cls.Config, merge(preset, given), method)
+    recipe = Recipe(method_name=name, fidelity=fidelity, **checked)
+    _check_ranges(recipe)
+    return recipe
+
+
+def read_recipe(source: str | Path) -> dict[str, Any]:
+    """The layer in a recipe file: a path, or the name of a shipped recipe such as "dsdm/cifar10_ipc10".
+
+    Raises:
+        UsageError: no such file or recipe (the shipped ones are listed), or not YAML.
+    """
+    path = Path(source)
+    if path.is_file():
+        text = path.read_text()
+    else:
+        shipped = _shipped()
+        if str(source) not in shipped:
+            raise UsageError(f"no recipe {str(source)!r}: give a file, or one of {', '.join(sorted(shipped))}")
+        text = shipped[str(source)].read_text()
+    try:
+        layer = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(layer, dict):
+        raise UsageError(f"{source}: a recipe is a mapping of keys, found {type(layer).__name__}")
+    return layer
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes in the package."""
+    return sorted(_shipped())
+
+
+def merge(*layers: Layer) -> dict[str, Any]:
+    """One nested dictionary; dotted keys open sections, later layers win key by key."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            _put(merged, str(key).split("."), value)
+    return merged
+
+
+def parse_assignments(words: Iterable[str]) -> dict[str, Any]:
+    """Flat layer from command-line words: `--method.steps 2000` or `--method.steps=2000`; values are YAML.
+
+    Raises:
+        UsageError: a word that is no key, or a key without a value.
+    """
+    layer: dict[str, Any] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or len(word) < 3:
+            raise UsageError(f"unexpected argument {word!r}: recipe keys look like --method.steps 2000")
+        key, has_value, value = word[2:].partition("=")
+        if not has_value:
+            if not rest or rest[0].startswith("--"):
+                raise UsageError(f"--{key}: no value given; recipe keys look like --method.steps 2000")
+            value = rest.pop(0)
+        try:
+            layer[key.replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            layer[key.replace("-", "_")] = value
+    return layer
+
+
+def _put(target: dict[str, Any], path: list[str], value: Any) -> None:
+    key, *deeper = path
+    if deeper:
+        section = target.setdefault(key, {})
+        if not isinstance(section, dict):
+            raise UsageError(f"recipe key {'.'.join(path)!r}: {key!r} has a single value, not a section")
+        _put(section, deeper, value)
+    elif isinstance(value, Mapping):
+        section = target.setdefault(key, {})
+        if not isinstance(section, dict):
+            section = target[key] = {}
+        for inner, inner_value in value.items():
+            _put(section, str(inner).split("."), inner_value)
+    else:
+        target[key] = value
+
+
+def _preset(cls: type[Method[Any]], name: str, fidelity: str) -> Layer:
+    if not cls.fidelity:
+        return {}
+    if fidelity not in cls.fidelity:
+        raise UsageError(f"fidelity={fidelity!r} of method {name!r}: use one of {', '.join(cls.fidelity)}")
+    return cls.fidelity[fidelity]
+
+
+def _check(config: type, sections: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
+    """Checked keyword arguments of `Recipe`, by jsonargparse from the dataclasses' types."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, prog="recipe")
+    known = {f.name: f for f in fields(Recipe) if f.name not in ("method_name", "fidelity", "method")}
+    _refuse_unknown(sections, [*known, "method", "methods", "fidelity"], "")
+    parts: dict[str, type] = {"method": config}
+    for name, entry in known.items():
+        default = getattr(Recipe, name, None)
+        made = entry.default_factory() if callable(entry.default_factory) else default  # type: ignore[misc]
+        if is_dataclass(made):
+            parts[name] = type(made)
+        else:
+            kind = {"ipc": int, "seed": int, "factor": tuple[int, int]}[name]
+            parser.add_argument(f"--{name}", type=kind, default=made)
+    for name, part in parts.items():
+        given = method if name == "method" else _section(sections.get(name, {}), name)
+        _refuse_unknown(given, [f.name for f in fields(part)], f"{name}.")
+        for entry in fields(part):
+            parser.add_argument(f"--{name}.{entry.name}", type=_type_of(part, entry.name), default=entry.default)
+    given = {**sections, "method": method}
+    try:
+        parsed = parser.parse_object({k: v for k, v in given.items() if v != {}}).as_dict()
+    except Exception as error:
+        raise UsageError(_one_line(error)) from error
+    values = {name: part(**_tuples(parsed.get(name) or {})) for name, part in parts.items()}
+    return {**_tuples(parsed), **values}
+
+
+def _type_of(part: type, name: str) -> Any:
+    from typing import get_type_hints
+
+    return get_type_hints(part)[name]
+
+
+def _refuse_unknown(given: Layer, known: list[str], prefix: str) -> None:
+    for key in given:
+        if key not in known:
+            raise UsageError(f"unknown recipe key {prefix + str(key)!r}: known are {', '.join(sorted(known))}")
+
+
+def _check_ranges(recipe: Recipe) -> None:
+    if recipe.ipc < 1:
+        raise UsageError(f"ipc={recipe.ipc}: need at least 1 image per class")
+    if recipe.saving.every < 1:
+        raise UsageError(f"saving.every={recipe.saving.every}: need at least 1 step")
+    check_factor(recipe.factor)
+    recipe.pool.training()
+    protocol_schedule(recipe.evaluation.protocol, recipe.evaluation.epochs)
+
+
+def _section(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"recipe key {name!r}: expected a section of keys, found {value!r}")
+    return dict(value)
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, so that YAML stays plain."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).replace("Parser key", "recipe key").split())
+    return text[:400]
+
+
+def _shipped() -> dict[str, Any]:
+    root = Path(str(resources.files("potstill") / "recipes"))
+    return {str(p.relative_to(root).with_suffix("")): p for p in root.rglob("*.yaml")}

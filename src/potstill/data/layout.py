@@ -1,0 +1,100 @@
+"""From arrays in any common layout to `(N, C, H, W)` tensors: shape, type and value checks. Knows no files.
+
+N images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..errors import DataError
+from .raw import MIN_SIDE, RawSplit, Size, as_sides
+
+CHUNK = 1024  # images converted at a time: bounds the float copy of a uint8 set
+
+
+def to_images(split: RawSplit) -> Tensor:
+    """Images as contiguous `(N, C, H, W)`, uint8 where they are whole numbers, else float32.
+
+    Raises:
+        DataError: no images, another number of images than labels, a layout or type that is not one of images,
+            sides below 8, or values that are not finite.
+    """
+    images = split.images
+    if len(images) == 0:
+        raise DataError(f"{split.origin}: holds no images, expected at least one per class")
+    if len(images) != len(split.labels):
+        raise DataError(f"{split.origin}: {len(images)} images but {len(split.labels)} labels, expected one per image")
+    images = _channels_first(images, split.origin)
+    images = _as_bytes(images, split.origin) if images.dtype.kind in "iu" else _as_floats(images, split.origin)
+    return torch.from_numpy(np.require(images, requirements=["C", "W"]))
+
+
+def _channels_first(images: np.ndarray, origin: str) -> np.ndarray:
+    # Sides are at least 8 and channels at most 3, so the two 4-D layouts cannot be taken for each other.
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.ndim == 4 and images.shape[3] in (1, 3):
+        images = images.transpose(0, 3, 1, 2)
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise DataError(
+            f"{origin}: images of shape {images.shape}, expected (N, C, H, W), (N, H, W, C) or (N, H, W) "
+            "with 1 or 3 channels"
+        )
+    if min(images.shape[2:]) < MIN_SIDE:
+        height, width = images.shape[2:]
+        raise DataError(f"{origin}: images of {height}x{width} pixels, expected at least {MIN_SIDE}x{MIN_SIDE}")
+    return images
+
+
+def _as_bytes(images: np.ndarray, origin: str) -> np.ndarray:
+    if images.dtype == np.uint8:
+        return images
+    low, high = int(images.min()), int(images.max())
+    if low < 0 or high > 255:
+        raise DataError(f"{origin}: {images.dtype} pixels from {low} to {high}, expected 0 to 255, or floats")
+    return images.astype(np.uint8)
+
+
+def _as_floats(images: np.ndarray, origin: str) -> np.ndarray:
+    if images.dtype.kind != "f":
+        raise DataError(f"{origin}: images of type {images.dtype}, expected uint8 or float")
+    images = images.astype(np.float32, copy=False)
+    for start in range(0, len(images), CHUNK):
+        finite = np.isfinite(images[start : start + CHUNK]).all(axis=(1, 2, 3))
+        if not finite.all():
+            first = start + int(np.argmin(finite))
+            raise DataError(f"{origin}: image {first} has NaN or infinite pixels, expected finite values")
+    return images
+
+
+def exact_bytes(images: Tensor) -> Tensor | None:
+    """The uint8 images that these float pixels are, divided by 255; None if they are anything else.
+
+    Data sets with a to-tensor transform hand over bytes as floats. Stored as bytes they are the same pixels in a
+    quarter of the memory, with the same fingerprint as the original files.
+    """
+    if images.dtype == torch.uint8:
+        return images
+    whole = torch.empty(images.shape, dtype=torch.uint8)
+    for pixels, target in zip(images.split(CHUNK), whole.split(CHUNK), strict=True):
+        scaled = (pixels * 255).round().clamp(0, 255)
+        if not torch.equal(scaled / 255, pixels):
+            return None
+        target.copy_(scaled)
+    return whole
+
+
+def resize(images: Tensor, size: Size) -> Tensor:
+    """`(N, C, H, W)` to the given sides, bilinear with anti-aliasing; keeps the type. A fitting size is a no-op."""
+    sides = as_sides(size)
+    if tuple(images.shape[2:]) == sides:
+        return images
+    resized = torch.empty(*images.shape[:2], *sides, dtype=images.dtype)
+    for pixels, target in zip(images.split(CHUNK), resized.split(CHUNK), strict=True):
+        scaled = functional.interpolate(pixels.float(), sides, mode="bilinear", antialias=True)
+        target.copy_(scaled.round().clamp(0, 255) if images.dtype == torch.uint8 else scaled)
+    return resized

@@ -1,0 +1,124 @@
+"""What readers hand over, and the two lists they enter themselves in. Leaves checks and measurements to `finish`.
+
+A published data set is a `KnownSet` in `DATASETS`; a way to bring one's own data is a function in `FORMATS`. Either
+is one file in this package plus its import line in `__init__`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError, UsageError
+from ..registry import Registry
+
+logger = logging.getLogger("potstill")
+
+MIN_SIDE = 8  # the smallest height or width any network here can pool
+
+Size = int | tuple[int, int]
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class RawSplit:
+    """Arrays as they came from a file or an object, unchecked.
+
+    Attributes:
+        images: `(N, C, H, W)`, `(N, H, W, C)` or `(N, H, W)`, uint8 or float.
+        labels: `(N,)`, should be integers from 0.
+        origin: where they came from (a file, a key, a split), for error messages.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    origin: str
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """Everything a reader knows; None where it does not know and `finish` has to decide and say so.
+
+    Attributes:
+        common: mean and std in wide use for this set, on the [0, 1] scale.
+        published: numbers of training and test images of the complete set.
+    """
+
+    name: str
+    train: RawSplit
+    test: RawSplit | None
+    classes: tuple[str, ...] | None = None
+    mirror: bool | None = None
+    licence: str = ""
+    common: Statistics | None = None
+    published: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class KnownSet:
+    """A published data set: its facts, and the reader of its files below the data folder.
+
+    `read` raises `MissingFiles` where there is nothing to read, and any other `DataError` where it is damaged.
+    """
+
+    name: str
+    read: Callable[[Path], tuple[RawSplit, RawSplit]]
+    classes: tuple[str, ...]
+    mirror: bool
+    published: tuple[int, int]
+    licence: str = ""
+    common: Statistics | None = None
+
+    def with_splits(self, train: RawSplit, test: RawSplit) -> RawDataset:
+        """The same facts around arrays from any source: local files or the hub."""
+        return RawDataset(self.name, train, test, self.classes, self.mirror, self.licence, self.common, self.published)
+
+
+# Called with (source, size); answers None for a source that is not of its format.
+FormatReader = Callable[[Any, Size | None], RawDataset | None]
+
+DATASETS: Registry[KnownSet] = Registry("data set")
+FORMATS: Registry[FormatReader] = Registry("data format")
+
+
+class MissingFiles(DataError):
+    """The files of a known set are not there (as opposed to damaged): the one case a download can help."""
+
+    def __init__(self, name: str, found: str, looked_in: Sequence[Path], expected: str, remedy: str = ""):
+        places = ", ".join(str(place) for place in looked_in)
+        super().__init__(
+            f"{name}: {found}; looked in {places} for {expected}: place the published files there, "
+            f"{remedy}or allow the download (download=True, --download)"
+        )
+
+
+def reason(problem: Exception) -> str:
+    """One line of what another library's exception says, to quote in ours."""
+    return next(iter(str(problem).splitlines()), "") or type(problem).__name__
+
+
+def default_data_dir() -> Path:
+    """POTSTILL_DATA_DIR, else `potstill/data` in the user's cache folder."""
+    chosen = os.environ.get("POTSTILL_DATA_DIR")
+    if chosen:
+        return Path(chosen).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "potstill" / "data"
+
+
+def as_sides(size: Size) -> tuple[int, int]:
+    """(height, width) from what the user gave: one number for a square, or both.
+
+    Raises:
+        UsageError: a side is not an integer of at least 8.
+    """
+    sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= MIN_SIDE for side in sides):
+        raise UsageError(f"size={size}: need one side or (height, width), each an integer of at least {MIN_SIDE}")
+    return sides[0], sides[1]

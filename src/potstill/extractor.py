@@ -1,0 +1,88 @@
+"""The feature extractor: images in, features out, at the speed of the hardware.
+
+It owns one working network whose weights are overwritten to become any member of a pool, so that every member runs
+through the same compiled graphs. Normalising, augmenting and embedding happen in one graph, a chunk of images at a
+time, while the chunk's maps are still near the core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import augment
+from .augment import Draw
+from .networks import Backbone
+from .runtime import Runtime
+from .spec import DatasetSpec, normalise, to_pixels
+
+
+class Extractor:
+    """Embeds real batches (no gradient) and synthetic samples (gradient to the pixels) with frozen weights.
+
+    Args:
+        network: the working network; its weights are replaced by `load`.
+        spec: gives the normalisation.
+        runtime: device, precision, chunk, compile.
+    """
+
+    def __init__(self, network: Backbone, spec: DatasetSpec, runtime: Runtime):
+        self.network = network.requires_grad_(False).eval().to(runtime.device)
+        self.runtime = runtime
+        self.mean = torch.tensor(spec.mean, device=runtime.device)
+        self.std = torch.tensor(spec.std, device=runtime.device)
+        self._embed_chunk = runtime.compiled(self._embed_one_chunk)
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Become the network with these weights; compiled graphs stay."""
+        self.network.load_state_dict(weights)
+
+    @torch.no_grad()
+    def embed_real(self, images: Tensor, draw: Draw) -> Tensor:
+        """Features `(B, D)` fp32 of real images `(B, C, H, W)` (uint8 or pixels), one row of `draw` each."""
+        return self._embed(images, draw)
+
+    def embed_synthetic(self, pixels: Tensor, draw: Draw) -> Tensor:
+        """Features `(B, D)` fp32 of decoded synthetic samples `(B, C, H, W)`, differentiable in `pixels`."""
+        return self._embed(pixels, draw)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits `(..., num_classes)` of features `(..., D)` by the classifier of the network now loaded."""
+        return self.network.classifier(features)
+
+    def _embed(self, images: Tensor, draw: Draw) -> Tensor:
+        device = torch.device(self.runtime.device)
+        uniform = draw.uniform.to(device)
+        features = [
+            self._embed_chunk(chunk.images, draw.operations, chunk.uniform)[: chunk.filled]
+            for chunk in chunks(images.to(device), uniform, self.runtime.chunk)
+        ]
+        return torch.cat(features)
+
+    def _embed_one_chunk(self, images: Tensor, operations: tuple[str, ...], uniform: Tensor) -> Tensor:
+        x = normalise(to_pixels(images), self.mean, self.std)
+        x = augment.apply(x, operations, uniform)
+        with self.runtime.autocast():
+            return self.network.embed(x).float()
+
+
+class Chunk(NamedTuple):
+    images: Tensor
+    uniform: Tensor
+    filled: int
+
+
+def chunks(images: Tensor, uniform: Tensor, size: int) -> list[Chunk]:
+    """Split into pieces of one size (compiled graphs have static shapes); the last is filled up by repetition."""
+    pieces, size = [], min(size, len(images))
+    for start in range(0, len(images), size):
+        x, u = images[start : start + size], uniform[start : start + size]
+        filled = len(x)
+        if filled < size:
+            index = torch.arange(size, device=images.device) % filled
+            x, u = x[index], u[index]
+        pieces.append(Chunk(x, u, filled))
+    return pieces

@@ -1,0 +1,299 @@
+"""DSDM: diversified semantic distribution matching (Li et al., ACM MM 2024), Algorithm 1.
+
+Points where the paper and the authors' code differ are keys of the config; `fidelity` selects them together. They
+are listed with reasons in docs/fidelity.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from ..augment import Draw, Strategy
+from ..errors import UsageError
+from ..objectives import calibrate, integrate_history, match_covariances, match_history, match_prototypes
+from ..seeding import generator
+from ..statistics import prototypes, spread
+from ..synthetic import decode
+from .base import METHODS, Method, Problem, State
+from .descent import Descent
+from .real import RealSource, real_source
+
+
+@dataclass(frozen=True)
+class DSDMConfig:
+    """Keys of DSDM; defaults are fidelity "potstill".
+
+    Attributes:
+        steps: iterations T.
+        learning_rate: rate of the one joint image step, at IPC 10 where `scale_rate` multiplies it by IPC / 10.
+        optimizer, momentum, decay: see `descent.Descent`.
+        prototype_weight, covariance_weight, history_weight: 1, lambda_1 and lambda_2 of Eq. (9); 0 drops a term.
+        calibration_weight: weight of the classifier's cross-entropy; 0 is the paper.
+        covariance_ddof: covariance divisor is the sample count less this: 0 paper, 1 authors' code.
+        history_scope: "per_network" keeps prototypes for each pool member, "shared" one set for all.
+        history_first: prototypes before the first step: "zero" (Eq. 8) or "prototype" (the first one computed).
+        history_start: steps done before the term counts: 1 is the paper's t > 1.
+        history_divide: divide the term by D.
+        history_features: prototypes to integrate come from "step" (those the loss used: no second pass), "plain"
+            (after the step, not augmented: Eq. 7) or "augmented" (after the step, with a draw of its own).
+        history_smoothing: alpha of Eq. (8).
+        real_batch, synthetic_batch: samples per class and step, |B_T| and at most |B_S|.
+        augment: DSA string of the Siamese augmentation; augment_single: one operation per batch, as DSA and DM do.
+        clamp: keep values in range "after" each step, "before" it, or "never".
+        real_statistics: "fresh" or "bank", see `real`; bank_draws per network, in at most bank_gigabytes.
+    """
+
+    steps: int = 3000
+    learning_rate: float = 0.2
+    scale_rate: bool = True
+    optimizer: str = "sgd"
+    momentum: float = 0.0
+    decay: str = "none"
+    prototype_weight: float = 1.0
+    covariance_weight: float = 50.0
+    history_weight: float = 0.2
+    calibration_weight: float = 0.0
+    covariance_ddof: int = 1
+    history_scope: str = "per_network"
+    history_first: str = "prototype"
+    history_start: int = 1
+    history_divide: bool = False
+    history_features: str = "step"
+    history_smoothing: float = 0.99
+    real_batch: int = 256
+    synthetic_batch: int = 256
+    augment: str = "color_crop_cutout"
+    augment_single: bool = False
+    clamp: str = "after"
+    real_statistics: str = "fresh"
+    bank_draws: int = 16
+    bank_gigabytes: float = 4.0
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("history_scope", ("per_network", "shared")),
+            ("history_first", ("zero", "prototype")),
+            ("history_features", ("step", "plain", "augmented")),
+            ("clamp", ("after", "before", "never")),
+        ):
+            if (value := getattr(self, name)) not in known:
+                raise UsageError(f"method.{name}={value!r}: use one of {', '.join(known)}")
+        for name, low in (("steps", 1), ("real_batch", 2), ("synthetic_batch", 1), ("bank_draws", 1)):
+            if (value := getattr(self, name)) < low:
+                raise UsageError(f"method.{name}={value}: need at least {low}")
+        if self.covariance_ddof not in (0, 1):
+            raise UsageError(f"method.covariance_ddof={self.covariance_ddof}: use 0 (divide by n) or 1 (by n - 1)")
+
+
+#: What the paper's text says, and what the authors' code does (its joint form), where either differs from the default.
+FIDELITY: dict[str, dict[str, Any]] = {
+    "paper": {
+        "method.learning_rate": 0.1,
+        "method.scale_rate": False,
+        "method.covariance_ddof": 0,
+        "method.history_scope": "shared",
+        "method.history_first": "zero",
+        "method.history_features": "plain",
+        "method.augment": "none",
+        "method.clamp": "never",
+        "pool.schedule": "paper",
+    },
+    "code": {
+        "method.history_scope": "shared",
+        "method.history_start": 2000,
+        "method.history_divide": True,
+        "method.history_features": "augmented",
+        "method.clamp": "before",
+        "init.pick": "first",
+        "init.resize": "nearest",
+        "data.normalisation": "common",
+        "pool.schedule": "paper",
+    },
+    "potstill": {},
+}
+
+
+@dataclass(frozen=True)
+class DSDMState(State):
+    """Images, the optimiser's memory, and the memory bank of historical prototypes.
+
+    Attributes:
+        memory: `(0..2, K, IPC, C, H, W)`, see `Descent.init`.
+        history: `(M or 1, K, D)` integrated prototypes per network, or shared.
+        updates: `(M or 1,)` int64, how often each was updated.
+    """
+
+    memory: Tensor
+    history: Tensor
+    updates: Tensor
+
+
+class Terms(NamedTuple):
+    """The weighted terms of Eq. (9), plus calibration."""
+
+    prototype: Tensor
+    covariance: Tensor
+    history: Tensor
+    calibration: Tensor
+
+    def total(self) -> Tensor:
+        return self.prototype + self.covariance + self.history + self.calibration
+
+
+@METHODS.register("dsdm")
+class DSDM(Method[DSDMState]):
+    """Match prototypes and covariances of real and synthetic features, and the synthetic prototypes' own history."""
+
+    Config = DSDMConfig
+    State = DSDMState
+    needs_pool = True
+    fidelity = FIDELITY
+
+    def __init__(self, config: DSDMConfig | None = None):
+        super().__init__(config)
+        # Rebuilt from addressed draws when missing, hence no part of the state.
+        self._sources: WeakKeyDictionary[Problem, RealSource] = WeakKeyDictionary()
+
+    def init(self, problem: Problem) -> DSDMState:
+        pool, config = problem.require_pool("dsdm"), self.config
+        images = problem.initial_images()
+        samples = problem.ipc * problem.factor[0] * problem.factor[1]
+        if config.covariance_weight and samples < 2:
+            raise UsageError(
+                f"ipc={problem.ipc} at factor 1 gives {samples} sample per class, which has no covariance: "
+                "set method.covariance_weight=0, or use factor 2 or ipc 2"
+            )
+        banks = len(pool) if config.history_scope == "per_network" else 1
+        width = problem.extractor.network.feature_width
+        return DSDMState(
+            step=0,
+            images=images,
+            memory=self._descent(problem).init(images),
+            history=images.new_zeros(banks, len(images), width),
+            updates=torch.zeros(banks, dtype=torch.long, device=images.device),
+        )
+
+    def step(self, problem: Problem, state: DSDMState) -> tuple[DSDMState, dict[str, float]]:
+        """One iteration of Algorithm 1, lines 4 to 12, for all classes at once."""
+        member = self._load_network(problem, state.step)
+        real = self._real(problem)(member, state.step)
+        pixels = self._clamp(problem, state.images, "before").detach().requires_grad_()
+        synthetic = self._embed(problem, pixels, real.draw, state.step)
+        terms = self._terms(problem, state, member, real.features, synthetic)
+        (gradient,) = torch.autograd.grad(terms.total(), pixels)
+        images, memory = self._descent(problem)(pixels.detach(), gradient, state.memory, state.step)
+        images = self._clamp(problem, images, "after")
+        history, updates = self._remember(problem, state, member, images, synthetic.detach())
+        metrics = _metrics(terms, real.features, synthetic.detach(), member, self.config.covariance_ddof)
+        return state.advanced(images=images, memory=memory, history=history, updates=updates), metrics
+
+    def _load_network(self, problem: Problem, step: int) -> int:
+        pool = problem.require_pool("dsdm")
+        member = pool.draw(problem.seed, step)
+        problem.extractor.load(pool.members[member])
+        return member
+
+    def _real(self, problem: Problem) -> RealSource:
+        if problem not in self._sources:
+            c = self.config
+            self._sources[problem] = real_source(
+                problem,
+                self._strategy(problem),
+                size=c.real_batch,
+                statistics=c.real_statistics,
+                draws=c.bank_draws,
+                budget=c.bank_gigabytes,
+            )
+        return self._sources[problem]
+
+    def _embed(self, problem: Problem, pixels: Tensor, draw: Draw, step: int) -> Tensor:
+        """Features `(K, M, D)` of the decoded synthetic samples, under the real batch's own draw."""
+        samples = self._sample(problem, decode(pixels, problem.factor).flatten(1, 2), step)
+        features = problem.extractor.embed_synthetic(samples.flatten(0, 1), draw.repeat(samples.shape[1]))
+        return features.unflatten(0, samples.shape[:2])
+
+    def _sample(self, problem: Problem, samples: Tensor, step: int) -> Tensor:
+        """At most `synthetic_batch` of the `(K, M, C, H, W)` decoded samples of each class: the paper's B_S."""
+        count, limit = samples.shape[1], self.config.synthetic_batch
+        if count <= limit:
+            return samples
+        chosen = [
+            torch.randperm(count, generator=generator(problem.seed, "synthetic", c, step))[:limit]
+            for c in problem.classes
+        ]
+        index = torch.stack(chosen).to(samples.device)
+        return samples[torch.arange(len(samples), device=samples.device)[:, None], index]
+
+    def _terms(self, problem: Problem, state: DSDMState, member: int, real: Tensor, synthetic: Tensor) -> Terms:
+        c, zero = self.config, synthetic.new_zeros(())
+        slot = self._slot(member)
+        remembered = state.updates[slot] > 0 or c.history_first == "zero"
+        history = (
+            match_history(synthetic, state.history[slot], divide=c.history_divide)
+            if c.history_weight and state.step >= c.history_start and remembered
+            else zero
+        )
+        return Terms(
+            prototype=c.prototype_weight * match_prototypes(real, synthetic) if c.prototype_weight else zero,
+            covariance=c.covariance_weight * match_covariances(real, synthetic, ddof=c.covariance_ddof)
+            if c.covariance_weight
+            else zero,
+            history=c.history_weight * history,
+            calibration=c.calibration_weight * self._calibration(problem, synthetic) if c.calibration_weight else zero,
+        )
+
+    def _calibration(self, problem: Problem, synthetic: Tensor) -> Tensor:
+        labels = torch.tensor(problem.classes, device=synthetic.device)
+        return calibrate(problem.extractor.classify(synthetic), labels)
+
+    def _remember(
+        self, problem: Problem, state: DSDMState, member: int, images: Tensor, synthetic: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The memory bank after the step: Eq. (7) and (8)."""
+        if not self.config.history_weight:
+            return state.history, state.updates
+        slot = self._slot(member)
+        current = prototypes(self._features_to_remember(problem, images, synthetic, state.step))
+        first = state.updates[slot] == 0 and self.config.history_first == "prototype"
+        old = state.history[slot]
+        new = current if first else integrate_history(old, current, self.config.history_smoothing)
+        if state.updates[slot] == 0 and self.config.history_first == "zero":
+            new = torch.zeros_like(old)  # Eq. (8) at t = 1
+        history, updates = state.history.clone(), state.updates.clone()
+        history[slot], updates[slot] = new, updates[slot] + 1
+        return history, updates
+
+    def _features_to_remember(self, problem: Problem, images: Tensor, synthetic: Tensor, step: int) -> Tensor:
+        if self.config.history_features == "step":
+            return synthetic
+        strategy = self._strategy(problem) if self.config.history_features == "augmented" else Strategy()
+        draw = problem.class_draw(strategy, -1 - step)  # no real batch has a negative number
+        with torch.no_grad():
+            return self._embed(problem, images, draw, -1 - step)
+
+    def _slot(self, member: int) -> int:
+        return member if self.config.history_scope == "per_network" else 0
+
+    def _strategy(self, problem: Problem) -> Strategy:
+        return Strategy.parse(self.config.augment, mirror=problem.spec.mirror, single=self.config.augment_single)
+
+    def _descent(self, problem: Problem) -> Descent:
+        c = self.config
+        rate = c.learning_rate * problem.ipc / 10 if c.scale_rate else c.learning_rate
+        return Descent(c.optimizer, rate, c.momentum, c.decay, c.steps)
+
+    def _clamp(self, problem: Problem, images: Tensor, moment: str) -> Tensor:
+        return images.clamp(*problem.spec.value_range) if self.config.clamp == moment else images
+
+
+def _metrics(terms: Terms, real: Tensor, synthetic: Tensor, member: int, ddof: int) -> dict[str, float]:
+    """The loss, its terms, and log(tr Cov_S / tr Cov_T) averaged over classes: below 0 the set is too narrow."""
+    metrics = {"loss": terms.total().item(), **{name: term.item() for name, term in terms._asdict().items()}}
+    if synthetic.shape[1] > 1:
+        metrics["spread"] = float((spread(synthetic, ddof) / spread(real, ddof)).log().mean())
+    return {**metrics, "network": float(member)}

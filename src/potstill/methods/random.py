@@ -1,0 +1,38 @@
+"""The two Random rows: real images as they are, and the undistilled mosaic at the same factor and storage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .base import METHODS, Method, Problem, State
+
+
+@dataclass(frozen=True)
+class RandomConfig:
+    """Random has nothing to set: draws follow the run's seed."""
+
+
+@METHODS.register("random")
+class Random(Method[State]):
+    """IPC whole real images per class, factor 1 whatever the problem says."""
+
+    Config = RandomConfig
+
+    def init(self, problem: Problem) -> State:
+        return State(0, self._plain(problem).initial_images())
+
+    def result(self, problem: Problem, state: State):  # noqa: ANN201
+        return super().result(self._plain(problem), state)
+
+    def _plain(self, problem: Problem) -> Problem:
+        return replace(problem, factor=(1, 1), init=replace(problem.init, kind="real"))
+
+
+@METHODS.register("random_mix")
+class RandomMix(Method[State]):
+    """The undistilled initialisation: down-sized real images in a mosaic, at the problem's factor."""
+
+    Config = RandomConfig
+
+    def init(self, problem: Problem) -> State:
+        return State(0, replace(problem, init=replace(problem.init, kind="mix")).initial_images())

@@ -1,0 +1,113 @@
+"""ConvNet-D: the field's standard network. D blocks of conv 3x3, instance norm, ReLU, average pool; one linear layer."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from .base import NETWORKS, Backbone
+
+
+def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """Instance norm with an affine, ReLU and 2x2 average pool, `(B, C, H, W)` to `(B, C, H//2, W//2)`.
+
+    Equal to `avg_pool2d(relu(instance_norm(x)), 2)`. Written out as mean, variance and a reshape so that the
+    compiler can fuse all three into one pass over the map; as separate kernels they cost more than the convolution.
+    Statistics are fp32 whatever the map's precision.
+    """
+    out_dtype = x.dtype
+    x = x.float()
+    variance, mean = torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)
+    x = (x - mean) * (torch.rsqrt(variance + eps) * weight[:, None, None]) + bias[:, None, None]
+    batch, channels, height, width = x.shape
+    x = torch.relu(x)[:, :, : height // 2 * 2, : width // 2 * 2]
+    x = x.reshape(batch, channels, height // 2, 2, width // 2, 2).mean(dim=(3, 5))
+    return x.to(out_dtype)
+
+
+class Block(nn.Module):
+    """conv 3x3, instance norm, ReLU, average pool 2."""
+
+    def __init__(self, channels_in: int, width: int, padding: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, width, kernel_size=3, padding=padding)
+        self.norm_weight = nn.Parameter(torch.ones(width))
+        self.norm_bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return norm_relu_pool(self.conv(x), self.norm_weight, self.norm_bias)
+
+
+class ConvNet(Backbone):
+    """ConvNet-D of the condensation literature (DC, DSA, DM, IDC, DSDM), width 128.
+
+    One-channel 28x28 images get padding 3 in the first convolution, so their maps are 32x32 and the embedding is
+    2048 wide at depth 3, as for colour 32x32 images. The embedding is the last pooled map, flattened.
+
+    Args:
+        shape: (C, H, W) of the images.
+        num_classes: K.
+        width: channels of every block.
+        depth: number of blocks; by default 3 at 28 and 32 pixels, 4 at 64, fewer for smaller images.
+    Raises:
+        UsageError: so deep that a map of one pixel would have to be instance-normalised (that gives zeros).
+    """
+
+    def __init__(self, shape: tuple[int, int, int], num_classes: int, *, width: int = 128, depth: int | None = None):
+        super().__init__()
+        channels, height, width_px = shape
+        gray28 = channels == 1 and (height, width_px) == (28, 28)
+        height, width_px = (32, 32) if gray28 else (height, width_px)
+        depth = default_depth(min(height, width_px)) if depth is None else depth
+        _check_depth(depth, min(height, width_px))
+        first_padding = 3 if gray28 else 1
+        self.blocks = nn.ModuleList(
+            Block(channels if i == 0 else width, width, first_padding if i == 0 else 1) for i in range(depth)
+        )
+        self.feature_width = width * (height >> depth) * (width_px >> depth)
+        self.classifier = nn.Linear(self.feature_width, num_classes)
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for block in self.blocks:
+            x = block(x)
+            maps.append(x)
+        return maps
+
+    def embed(self, x: Tensor) -> Tensor:
+        return self.stages(x)[-1].flatten(1)
+
+
+def default_depth(side: int) -> int:
+    """Blocks for an image side: pooled down to 2 pixels below side 32, to 4 pixels from there on."""
+    return max(1, int(math.log2(side / (4 if side >= 32 else 2))))
+
+
+def _check_depth(depth: int, side: int) -> None:
+    deepest = int(math.log2(side))
+    if not 1 <= depth <= deepest:
+        raise UsageError(
+            f"network depth={depth} at image side {side}: valid are 1..{deepest} "
+            f"(a one-pixel map cannot be instance-normalised); use depth {default_depth(side)} or larger images"
+        )
+
+
+@NETWORKS.register("convnet")
+def convnet(shape: tuple[int, int, int], num_classes: int) -> Backbone:
+    """ConvNet at the depth that suits the image side."""
+    return ConvNet(shape, num_classes)
+
+
+@NETWORKS.register("convnet3")
+def convnet3(shape: tuple[int, int, int], num_classes: int) -> Backbone:
+    """ConvNet-3: width 128, three blocks (the paper's network for images)."""
+    return ConvNet(shape, num_classes, depth=3)
+
+
+@NETWORKS.register("convnet4")
+def convnet4(shape: tuple[int, int, int], num_classes: int) -> Backbone:
+    """ConvNet-4: width 128, four blocks (the paper's network for speech spectrograms)."""
+    return ConvNet(shape, num_classes, depth=4)

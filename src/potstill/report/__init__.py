@@ -1,0 +1,28 @@
+"""From the files of run folders to tables, pictures and one HTML page. Computes no score and trains nothing."""
+
+from __future__ import annotations
+
+from .curves import loss_curves
+from .grid import before_after, image_grid, save_preview
+from .page import render_report, write_report
+from .rows import Row, RunRecord, collect, make_rows, read_run
+from .tables import rich_table, rows_to_json, terminal_table, to_csv, to_markdown
+
+__all__ = [
+    "Row",
+    "RunRecord",
+    "before_after",
+    "collect",
+    "image_grid",
+    "loss_curves",
+    "make_rows",
+    "read_run",
+    "render_report",
+    "rich_table",
+    "rows_to_json",
+    "save_preview",
+    "terminal_table",
+    "to_csv",
+    "to_markdown",
+    "write_report",
+]

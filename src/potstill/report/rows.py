@@ -1,0 +1,423 @@
+"""Run folders read back, and the table rows they give. Reads files only; computes means, never a score."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import fmean, stdev, variance
+from typing import Any
+
+import yaml
+
+from ..errors import DataError
+from ..synthetic import Factor, SyntheticSet
+
+SCHEMA_VERSION = 1
+#: The rows that a gain is counted from; the first keeps whole images, the second is the undistilled mosaic.
+RANDOM_METHODS = ("random", "random_mix")
+
+
+@dataclass(frozen=True)
+class StoredScore:
+    """One evaluation as it lies in `scores/`: one network at its last epoch. `accuracy` is a share, 0..1."""
+
+    network: str
+    protocol: str
+    epochs: int
+    seed: int
+    accuracy: float
+    set_hash: str = ""
+    recipe_hash: str = ""
+    device: str = ""
+    commit: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """All that a run folder says. Parts that a run has not come to yet are empty or None.
+
+    Attributes:
+        config, config_text: `config.yaml`, read and as written.
+        environment, times: `env.json` and `times.json`.
+        metrics: lines of `metrics.jsonl`.
+        distilled, initial: the set, and the set before the first step.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    config_text: str
+    environment: dict[str, Any] = field(default_factory=dict)
+    times: dict[str, Any] = field(default_factory=dict)
+    metrics: tuple[dict[str, Any], ...] = ()
+    scores: tuple[StoredScore, ...] = ()
+    distilled: SyntheticSet | None = None
+    initial: SyntheticSet | None = None
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def method(self) -> str:
+        return self.config["method"]["name"]
+
+    @property
+    def ipc(self) -> int:
+        return self.config["ipc"]
+
+    @property
+    def dataset(self) -> str:
+        """The name in the set's spec, which is a folder's last part; before there is a set, as the recipe has it."""
+        shown = self.distilled or self.initial
+        return shown.spec.name if shown else self.config["data"]["name"]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the data's content; "" before there is a set."""
+        shown = self.distilled or self.initial
+        return shown.spec.fingerprint if shown else ""
+
+    @property
+    def factor(self) -> Factor:
+        """As in the set: `random` keeps whole images whatever the recipe says."""
+        if self.distilled:
+            return self.distilled.factor
+        rows, columns = self.config.get("factor", (1, 1))
+        return rows, columns
+
+    @property
+    def numbers_stored(self) -> int | None:
+        return self.distilled.numbers_stored if self.distilled else None
+
+    @property
+    def steps_planned(self) -> int | None:
+        return self.config["method"].get("steps")
+
+    @property
+    def steps_done(self) -> int:
+        return int(self.metrics[-1]["step"]) if self.metrics else 0
+
+    @property
+    def recipe_hash(self) -> str:
+        hashes = [*(s.recipe_hash for s in self.scores), str(self.environment.get("recipe_hash") or "")]
+        return _joined(hashes)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a results table: a method under one network, protocol and number of epochs.
+
+    Attributes:
+        factor: (rows, columns) of the partition.
+        network, protocol, epochs: None where nothing has been evaluated yet.
+        mean: accuracy at the last epoch over all networks, a share 0..1.
+        std: sample standard deviation over all networks; None for one.
+        std_sets: of the sets' means; None for one set.
+        std_nets: over networks within a set, pooled; None where no set has two.
+        nets_per_set: networks that each set was scored by.
+        numbers_stored: per set.
+        pool_seconds: the longest of the runs (later ones found the pool made); distill_seconds: mean over runs.
+        gain: `mean` less the better Random row's, a share; None for Random itself and where there is no such row.
+        runs: names of the folders; recipe_hash, device and commit list what differs between them.
+    """
+
+    method: str
+    dataset: str
+    fingerprint: str
+    ipc: int
+    factor: Factor
+    network: str | None = None
+    protocol: str | None = None
+    epochs: int | None = None
+    mean: float | None = None
+    std: float | None = None
+    std_sets: float | None = None
+    std_nets: float | None = None
+    nets_per_set: tuple[int, ...] = (0,)
+    numbers_stored: int | None = None
+    pool_seconds: float | None = None
+    distill_seconds: float | None = None
+    recipe_hash: str = ""
+    device: str = ""
+    commit: str = ""
+    gain: float | None = None
+    runs: tuple[str, ...] = ()
+
+    @property
+    def n_sets(self) -> int:
+        return len(self.nets_per_set)
+
+    @property
+    def n_nets(self) -> int:
+        """Networks per set; the fewest where sets were scored by unequal numbers."""
+        return min(self.nets_per_set)
+
+    @property
+    def n(self) -> str:
+        """n_sets x n_nets, as it is always shown."""
+        most = max(self.nets_per_set)
+        return f"{self.n_sets} x {self.n_nets}" + (f"-{most}" if most > self.n_nets else "")
+
+    def to_json(self) -> dict[str, Any]:
+        record = asdict(self)
+        return {**record, "n_sets": self.n_sets, "n_nets": self.n_nets, "selection": "last epoch"}
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file()
+
+
+def collect(folder: str | Path) -> list[RunRecord]:
+    """The run in `folder`, or all runs whose folders lie directly in it, by name.
+
+    Raises:
+        DataError: neither a run folder nor a folder of run folders, or a damaged file; the message names file and
+            line.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected a run folder or a folder of run folders")
+    if is_run(folder):
+        return [read_run(folder)]
+    runs = sorted((path for path in folder.iterdir() if path.is_dir() and is_run(path)), key=lambda path: path.name)
+    if not runs:
+        raise DataError(
+            f"{folder}: holds no run; expected a config.yaml here (a run folder) or in folders directly below "
+            "(a collection of runs)"
+        )
+    return [read_run(path) for path in runs]
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """Read one run folder, finished or not.
+
+    Raises:
+        DataError: no `config.yaml`, or a damaged file; the message names file and line.
+    """
+    folder = Path(folder).resolve()
+    config, text = _read_config(folder / "config.yaml")
+    return RunRecord(
+        folder=folder,
+        config=config,
+        config_text=text,
+        environment=_read_optional(folder / "env.json"),
+        times=_read_optional(folder / "times.json"),
+        metrics=_read_metrics(folder / "metrics.jsonl"),
+        scores=_read_scores(folder / "scores"),
+        distilled=_load_optional(folder / "synthetic" / "distilled.safetensors"),
+        initial=_load_optional(folder / "synthetic" / "initial.safetensors"),
+    )
+
+
+def group_runs(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
+    """Runs that differ only in their seed (and in how they were scored or kept snapshots) stand together."""
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        same = {k: v for k, v in record.config.items() if k not in ("seed", "evaluation", "saving")}
+        key = json.dumps([same, record.dataset, record.fingerprint], sort_keys=True, default=str)
+        groups.setdefault(key, []).append(record)
+    return list(groups.values())
+
+
+def make_rows(records: Iterable[RunRecord]) -> list[Row]:
+    """Table rows: Random first, then by method name. Different protocols or epochs are neither pooled nor compared.
+
+    A set is known by its hash and a network by its seed, so that a copied folder or a score stored twice counts once.
+    """
+    rows = [row for group in group_runs(records) for row in _rows_of_group(group)]
+    return sorted((replace(row, gain=_gain(row, rows)) for row in rows), key=_order)
+
+
+def better_random(row: Row, rows: Iterable[Row]) -> Row | None:
+    """The Random row that `row`'s gain is counted from."""
+    if row.method in RANDOM_METHODS or row.mean is None:
+        return None
+    rivals = [r for r in rows if r.method in RANDOM_METHODS and r.mean is not None and _terms(r) == _terms(row)]
+    return max(rivals, key=lambda r: r.mean or 0.0, default=None)
+
+
+def _gain(row: Row, rows: Iterable[Row]) -> float | None:
+    rival = better_random(row, rows)
+    return None if rival is None or rival.mean is None or row.mean is None else row.mean - rival.mean
+
+
+def _terms(row: Row) -> tuple[Any, ...]:
+    """What two rows must share to be compared."""
+    return row.dataset, row.fingerprint, row.ipc, row.network, row.protocol, row.epochs
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    rank = RANDOM_METHODS.index(row.method) if row.method in RANDOM_METHODS else len(RANDOM_METHODS)
+    unscored = row.mean is None
+    return (
+        *(row.dataset, row.fingerprint, row.ipc, unscored, row.network or "", row.protocol or "", row.epochs or 0),
+        *(rank, row.method, row.runs),
+    )
+
+
+def _rows_of_group(group: Sequence[RunRecord]) -> list[Row]:
+    measured: dict[tuple[str, str, int], dict[str, dict[int, StoredScore]]] = {}
+    for record in group:
+        for score in record.scores:
+            sets = measured.setdefault((score.network, score.protocol, score.epochs), {})
+            sets.setdefault(score.set_hash or record.name, {})[score.seed] = score
+    if not measured:
+        return [_row_of_runs(group)]
+    return [_scored_row(group, terms, sets) for terms, sets in measured.items()]
+
+
+def _scored_row(
+    group: Sequence[RunRecord], terms: tuple[str, str, int], sets: dict[str, dict[int, StoredScore]]
+) -> Row:
+    network, protocol, epochs = terms
+    runs = [r for r in group if any((s.network, s.protocol, s.epochs) == terms for s in r.scores)]
+    scores = [score for nets in sets.values() for score in nets.values()]
+    shares = [score.accuracy for score in scores]
+    per_set = [[score.accuracy for score in nets.values()] for nets in sets.values()]
+    within = [(len(values) - 1, variance(values)) for values in per_set if len(values) > 1]
+    freedom = sum(count for count, _ in within)
+    return replace(
+        _row_of_runs(runs),
+        network=network,
+        protocol=protocol,
+        epochs=epochs,
+        mean=fmean(shares),
+        std=stdev(shares) if len(shares) > 1 else None,
+        std_sets=stdev([fmean(values) for values in per_set]) if len(per_set) > 1 else None,
+        std_nets=math.sqrt(sum(count * spread for count, spread in within) / freedom) if freedom else None,
+        nets_per_set=tuple(len(values) for values in per_set),
+        recipe_hash=_joined(s.recipe_hash for s in scores) or _joined(r.recipe_hash for r in runs),
+        device=_joined(s.device for s in scores),
+        commit=_joined(s.commit for s in scores),
+    )
+
+
+def _row_of_runs(runs: Sequence[RunRecord]) -> Row:
+    """What a row says besides scores."""
+    first = runs[0]
+    pool = [r.times["pool_seconds"] for r in runs if r.times.get("pool_seconds") is not None]
+    distill = [r.times["distill_seconds"] for r in runs if r.times.get("distill_seconds") is not None]
+    return Row(
+        method=first.method,
+        dataset=first.dataset,
+        fingerprint=first.fingerprint,
+        ipc=first.ipc,
+        factor=first.factor,
+        nets_per_set=(0,) * len(runs),
+        numbers_stored=first.numbers_stored,
+        pool_seconds=max(pool, default=None),
+        distill_seconds=fmean(distill) if distill else None,
+        recipe_hash=_joined(r.recipe_hash for r in runs),
+        device=_joined(str(r.environment.get("device") or "") for r in runs),
+        commit=_joined(str(r.environment.get("commit") or r.environment.get("git") or "") for r in runs),
+        runs=tuple(r.name for r in runs),
+    )
+
+
+def _joined(values: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(value for value in values if value))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8", errors="replace")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], str]:
+    if not path.is_file():
+        raise DataError(f"{path.parent}: not a run folder; expected a config.yaml in it")
+    text = _read_text(path)
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        raise DataError(f"{path}, line {line}: not valid YAML; restore the recipe that the run was made by") from error
+    for keys, kind in ((("data", "name"), str), (("method", "name"), str), (("ipc",), int)):
+        value = config
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, kind):
+            raise DataError(f"{path}: {'.'.join(keys)} is {value!r}; expected a resolved recipe, as a run saves it")
+    return config, text
+
+
+def _read_optional(path: Path) -> dict[str, Any]:
+    return _parse_object(_read_text(path), path) if path.is_file() else {}
+
+
+def _parse_object(text: str, path: Path, line: int | None = None) -> dict[str, Any]:
+    """A JSON object; `line` is given for a line of a longer file."""
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}, line {line or error.lineno}: not valid JSON ({error.msg}); remove or restore it"
+        ) from error
+    if not isinstance(record, dict):
+        raise DataError(f"{path}, line {line or 1}: expected a JSON object, found {type(record).__name__}")
+    return record
+
+
+def _read_metrics(path: Path) -> tuple[dict[str, Any], ...]:
+    """Lines of numbers. What follows the last newline is what a killed run was writing: kept only if it is whole."""
+    if not path.is_file():
+        return ()
+    *whole, rest = _read_text(path).split("\n")
+    lines = [_metric(text, path, i) for i, text in enumerate(whole, start=1) if text.strip()]
+    if rest.strip():
+        with suppress(DataError):
+            lines.append(_metric(rest, path, len(whole) + 1))
+    return tuple(lines)
+
+
+def _metric(text: str, path: Path, line: int) -> dict[str, Any]:
+    record = _parse_object(text, path, line)
+    step = record.get("step")
+    if not isinstance(step, int) or isinstance(step, bool):
+        raise DataError(f"{path}, line {line}: step is {step!r}; expected a whole number")
+    return record
+
+
+def _read_scores(folder: Path) -> tuple[StoredScore, ...]:
+    if not folder.is_dir():
+        return ()
+    paths = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
+    scores = tuple(_score(_parse_object(_read_text(path), path), path) for path in paths)
+    hashes = {score.set_hash for score in scores}
+    if len(hashes) > 1:
+        raise DataError(
+            f"{folder}: scores of {len(hashes)} different sets ({', '.join(sorted(hashes))}); a run has one set: "
+            "remove the scores of the older ones"
+        )
+    return scores
+
+
+def _score(record: dict[str, Any], path: Path) -> StoredScore:
+    version = record.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise DataError(f"{path}: schema_version {version!r}, this potstill reads {SCHEMA_VERSION}; upgrade it")
+    for key, kind in (("network", str), ("protocol", str), ("epochs", int), ("seed", int), ("accuracy", (int, float))):
+        if not isinstance(record.get(key), kind):
+            raise DataError(f"{path}, line 1: {key} is {record.get(key)!r}; expected a score as evaluate stores it")
+    if not 0 <= record["accuracy"] <= 1:
+        raise DataError(f"{path}, line 1: accuracy is {record['accuracy']!r}; expected a share between 0 and 1")
+    texts = {key: str(record.get(key) or "") for key in ("set_hash", "recipe_hash", "device", "commit")}
+    return StoredScore(
+        network=record["network"],
+        protocol=record["protocol"],
+        epochs=record["epochs"],
+        seed=record["seed"],
+        accuracy=float(record["accuracy"]),
+        **texts,
+    )
+
+
+def _load_optional(path: Path) -> SyntheticSet | None:
+    return SyntheticSet.load(path) if path.is_file() else None

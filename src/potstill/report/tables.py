@@ -1,0 +1,168 @@
+"""Rows as Markdown, CSV, JSON and a table for the terminal, all from the same columns.
+
+For readers, accuracies and gains are in percent, columns that say the same in every row move into the caption, and a
+missing value is an en dash. For programs (CSV and JSON) every field is there, accuracies are shares 0..1, and a missing
+value is an empty cell or null.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+from .rows import Row, RunRecord, make_rows
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+#: Shown for a value that is not there.
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column for readers.
+
+    Attributes:
+        cell: text of a row, "" where missing.
+        shared: whether it moves into the caption when all rows agree.
+        number: whether it is set flush right.
+        sparse: whether it is left out when no row has a value.
+    """
+
+    heading: str
+    cell: Callable[[Row], str]
+    shared: bool = False
+    number: bool = False
+    sparse: bool = False
+
+    def text(self, row: Row) -> str:
+        return self.cell(row) or MISSING
+
+
+@dataclass(frozen=True)
+class ShownTable:
+    """A table as readers see it: headings and cells, and the caption that says what holds for all of it."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    caption: str
+
+    @property
+    def cells(self) -> list[list[str]]:
+        return [[column.text(row) for column in self.columns] for row in self.rows]
+
+
+def accuracy_text(row: Row) -> str:
+    """Percent, sample standard deviation and n_sets x n_nets, as "72.31 +- 0.42 (1 x 3)"; "" before an evaluation."""
+    if row.mean is None:
+        return ""
+    spread = "" if row.std is None else f" +- {100 * row.std:.2f}"
+    return f"{100 * row.mean:.2f}{spread} ({row.n})"
+
+
+def _percent(value: float | None, sign: str = "") -> str:
+    return "" if value is None else f"{100 * value:{sign}.2f}"
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+
+
+COLUMNS = (
+    Column("method", lambda row: row.method),
+    Column("accuracy, %", accuracy_text, number=True),
+    Column("gain, points", lambda row: _percent(row.gain, "+"), number=True),
+    Column("std over sets", lambda row: _percent(row.std_sets), number=True, sparse=True),
+    Column("std over nets", lambda row: _percent(row.std_nets) if row.n_sets > 1 else "", number=True, sparse=True),
+    Column("data set", lambda row: row.dataset, shared=True),
+    Column("IPC", lambda row: str(row.ipc), shared=True, number=True),
+    Column("factor", lambda row: "{} x {}".format(*row.factor), shared=True),
+    Column("network", lambda row: row.network or "", shared=True),
+    Column("protocol", lambda row: row.protocol or "", shared=True),
+    Column("epochs", lambda row: str(row.epochs or ""), shared=True, number=True),
+    Column("numbers stored", lambda row: f"{row.numbers_stored:,}" if row.numbers_stored else "", number=True),
+    Column("pool, s", lambda row: _seconds(row.pool_seconds), number=True),
+    Column("distil, s", lambda row: _seconds(row.distill_seconds), number=True),
+    Column("recipe", lambda row: row.recipe_hash),
+    Column("device", lambda row: row.device, shared=True),
+    Column("commit", lambda row: row.commit, shared=True),
+)
+
+
+def shown_table(given: Sequence[RunRecord] | Sequence[Row]) -> ShownTable:
+    """What the tables for readers show of runs, or of rows made from them."""
+    rows = _as_rows(given)
+    filled = [column for column in COLUMNS if not column.sparse or any(map(column.cell, rows))]
+    common = [column for column in filled if column.shared and len({column.cell(row) for row in rows}) == 1]
+    facts = [f"{column.heading} {column.cell(rows[0])}" for column in common if column.cell(rows[0])]
+    caption = "Accuracy on the test split at the last epoch"
+    if any(row.mean is not None for row in rows):
+        caption += ": mean +- sample standard deviation (n_sets x n_nets)"
+    caption += ". Gain over the better Random row of the same data set, IPC, network, protocol and epochs."
+    if facts:
+        caption += f" In all rows: {', '.join(facts)}."
+    return ShownTable(tuple(column for column in filled if column not in common), tuple(rows), caption)
+
+
+def to_markdown(given: Sequence[RunRecord] | Sequence[Row]) -> str:
+    """A Markdown table and its caption, without a newline at the end."""
+    table = shown_table(given)
+    lines = [
+        [column.heading for column in table.columns],
+        ["---:" if column.number else "---" for column in table.columns],
+        *([_escape_markdown(cell) for cell in cells] for cells in table.cells),
+    ]
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", _escape_markdown(table.caption)])
+
+
+def rows_to_json(given: Sequence[RunRecord] | Sequence[Row]) -> list[dict[str, Any]]:
+    """Every field of every row, ready for `json.dumps`."""
+    return [row.to_json() for row in _as_rows(given)]
+
+
+def to_csv(given: Sequence[RunRecord] | Sequence[Row]) -> str:
+    """Every field of every row; lists are joined by blanks. Without a newline at the end."""
+    records = rows_to_json(given)
+    buffer = StringIO()
+    writer = csv.DictWriter(buffer, list(records[0]) if records else [], lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        writer.writerow({k: " ".join(map(str, v)) if isinstance(v, (list, tuple)) else v for k, v in record.items()})
+    return buffer.getvalue().rstrip("\n")
+
+
+def rich_table(given: Sequence[RunRecord] | Sequence[Row]) -> Table:
+    """The table for the terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = shown_table(given)
+    table = Table(caption=Text(shown.caption), caption_justify="left")
+    for column in shown.columns:
+        table.add_column(column.heading, justify="right" if column.number else "left", no_wrap=column.number)
+    for cells in shown.cells:
+        table.add_row(*map(Text, cells))  # as text: a data set's name is not markup
+    return table
+
+
+def terminal_table(given: Sequence[RunRecord] | Sequence[Row], console: Console | None = None) -> None:
+    """Print the table to stdout, or to `console`; wide where stdout is no terminal."""
+    from rich.console import Console
+
+    console = console or Console()
+    console.print(rich_table(given), width=None if console.is_terminal else 160, crop=False)
+
+
+def _as_rows(given: Sequence[RunRecord] | Sequence[Row]) -> list[Row]:
+    rows = [item for item in given if isinstance(item, Row)]
+    return rows or make_rows([item for item in given if isinstance(item, RunRecord)])
+
+
+def _escape_markdown(text: str) -> str:
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace("\\", "\\\\").replace("|", "\\|")
+    return " ".join(text.split())

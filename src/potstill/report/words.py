@@ -1,0 +1,138 @@
+"""What was done and how it was measured, in sentences made from the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ..evaluation import PROTOCOLS
+from ..training import Schedule
+from .rows import RANDOM_METHODS, Row, RunRecord, better_random
+
+#: What a method does; one that is not listed is called by its name alone.
+METHODS_IN_WORDS = {
+    "random": "whole real training images chosen at random; nothing is learned",
+    "random_mix": "real training images, shrunk and put into mosaics; nothing is learned (the undistilled start)",
+    "dsdm": "diversified semantic distribution matching: images are changed until the mean and the covariance of each "
+    "class's features agree with those of real images",
+}
+
+
+def describe_title(records: Sequence[RunRecord]) -> str:
+    """A title such as "dsdm on digits, 10 images per class"."""
+    methods, datasets = _unique(r.method for r in records), _unique(r.dataset for r in records)
+    ipcs = _unique(str(r.ipc) for r in records)
+    who = methods[0] if len(methods) == 1 else f"{len(methods)} methods"
+    return f"{who} on {_listed(datasets)}, {_listed(ipcs)} image{'s' if ipcs != ['1'] else ''} per class"
+
+
+def describe_results(rows: Sequence[Row]) -> list[str]:
+    """One line for each learned row: its accuracy, and how it stands to the better Random row."""
+    lines = []
+    for row in rows:
+        if row.mean is None or (row.method in RANDOM_METHODS and len(rows) > 1):
+            continue
+        line = f"{row.method}{_place(row, rows)}: {100 * row.mean:.2f} % of the test images right"
+        rival = better_random(row, rows)
+        if rival is not None and rival.mean is not None and row.gain is not None:
+            side = "above" if row.gain >= 0 else "below"
+            line += (
+                f", {abs(100 * row.gain):.2f} points {side} the better Random row "
+                f"({rival.method}, {100 * rival.mean:.2f} %)"
+            )
+        lines.append(f"{line}.")
+    return lines
+
+
+def describe_run(record: RunRecord) -> str:
+    """One sentence or two: the method, the size of the set, the steps and the pool."""
+    rows, columns = record.factor
+    tiles = f", each a mosaic of {rows} x {columns} smaller ones" if (rows, columns) != (1, 1) else ""
+    what = METHODS_IN_WORDS.get(record.method)
+    text = f"{record.method}{f' ({what})' if what else ''}: {record.ipc} stored images per class{tiles}"
+    if record.numbers_stored:
+        text += f", {record.numbers_stored:,} numbers in all"
+    if record.steps_planned:
+        text += f"; {record.steps_planned:,} steps"
+        pool = record.config.get("pool")
+        if isinstance(pool, dict) and pool.get("members"):
+            kind = "pre-trained" if pool.get("pretrained", True) else "untrained"
+            text += f" against {pool['members']} {kind} networks ({pool.get('network', 'not named')})"
+    return f"{text}; seed {record.config.get('seed', 'not given')}."
+
+
+def describe_missing(record: RunRecord) -> list[str]:
+    """What this run has not come to yet, plainly."""
+    missing = []
+    planned, done = record.steps_planned, record.steps_done
+    if record.distilled is None:
+        reached = f" (step {done:,} of {planned:,})" if planned and done else ""
+        missing.append(f"not finished{reached}: there is no distilled set yet")
+    if not record.scores:
+        missing.append("not evaluated yet: there are no scores")
+    if record.steps_planned and not record.metrics:
+        missing.append("no metrics were logged, so there are no loss curves")
+    return [f"{record.name}: {text}." for text in missing]
+
+
+def describe_protocol(name: str, epochs: int) -> str:
+    """How evaluation networks are trained under a protocol, with the number of epochs that was used."""
+    schedule = PROTOCOLS.get(name)
+    if schedule is None:
+        return f"Protocol {name}, {epochs:,} epochs; this version of potstill does not know the protocol."
+    usual = "" if epochs == schedule.epochs else f" (the protocol's own number is {schedule.epochs:,})"
+    parts = [
+        f"{epochs:,} epochs{usual}",
+        f"batches of {schedule.batch}",
+        _optimizer(schedule),
+        _decay(schedule),
+        _augmentation(schedule),
+        f"CutMix with probability {schedule.cutmix:g}" if schedule.cutmix else "no CutMix",
+    ]
+    return f"Protocol {name}: {', '.join(parts)}."
+
+
+def _optimizer(schedule: Schedule) -> str:
+    if schedule.optimizer == "sgd":
+        momentum = f", {'Nesterov ' if schedule.nesterov else ''}momentum {schedule.momentum:g}"
+    else:
+        momentum = ""
+    name = {"sgd": "SGD", "adamw": "AdamW"}.get(schedule.optimizer, schedule.optimizer)
+    return f"{name} at rate {schedule.learning_rate:g}{momentum}, weight decay {schedule.weight_decay:g}"
+
+
+def _decay(schedule: Schedule) -> str:
+    if schedule.decay == "steps":
+        moments = _listed([f"{share:.0%}" for share in schedule.decay_at])
+        return f"rate times {schedule.decay_factor:g} at {moments} of the epochs"
+    return {"none": "constant rate", "one_cycle": "rate up, then down in one cycle"}[schedule.decay]
+
+
+def _augmentation(schedule: Schedule) -> str:
+    if schedule.augment in ("", "none"):
+        return "no augmentation"
+    how = ", one of them per batch" if schedule.augment_single else ""
+    return f"augmentation {schedule.augment.replace('_', ', ')} (mirroring only where the label keeps){how}"
+
+
+def _place(row: Row, rows: Sequence[Row]) -> str:
+    """What tells this row from others of its method, in brackets."""
+    rivals = [other for other in rows if other.method == row.method and other.mean is not None]
+    facts = [
+        (row.dataset, "dataset"),
+        (f"IPC {row.ipc}", "ipc"),
+        ("factor {} x {}".format(*row.factor), "factor"),
+        (row.network, "network"),
+        (f"protocol {row.protocol}", "protocol"),
+        (f"{row.epochs} epochs", "epochs"),
+    ]
+    told = [str(text) for text, name in facts if len({getattr(other, name) for other in rivals}) > 1]
+    return f" ({', '.join(told)})" if told else ""
+
+
+def _unique(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def _listed(words: Sequence[str]) -> str:
+    """As in "a", "a and b", "a, b and c"."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

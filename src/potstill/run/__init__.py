@@ -1,0 +1,1 @@
+"""Runs with files: from a recipe to a scored set that survives being killed at any moment."""

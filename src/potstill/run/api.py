@@ -1,0 +1,76 @@
+"""The Python entry points behind `potstill.distill`: a run in a folder, or one that leaves no files."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import Recipe, resolve
+from ..spec import LabelledDataset
+from ..synthetic import SyntheticSet
+from .progress import Reporter
+from .stages import distill_run
+from .store import RunStore
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `distill` returns.
+
+    Attributes:
+        synthetic: the set, a torch `Dataset`.
+        recipe: as it was resolved.
+        folder: where the run's files are; None for a run without files.
+    """
+
+    synthetic: SyntheticSet
+    recipe: Recipe
+    folder: Path | None
+
+
+def distill(
+    data: LabelledDataset,
+    *,
+    method: str = "dsdm",
+    ipc: int = 10,
+    factor: tuple[int, int] = (2, 2),
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = True,
+    cache: str | Path | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    **method_keys: Any,
+) -> Run:
+    """Distil a data set into `ipc` stored images per class.
+
+    Args:
+        data: from `load_dataset`; only its training split is used.
+        method: a name from `potstill list methods`.
+        factor: rows and columns of small images in each stored one.
+        out: the run's folder; where None, files are temporary and nothing can be resumed.
+        cache: folder of the pool cache; the user's cache folder where None.
+        recipe: further recipe keys, nested or dotted ("pool.members").
+        method_keys: keys of the method, e.g. `steps=500`.
+    Raises:
+        UsageError: an unknown key or a value outside its range.
+        RunError, Interrupted: see `run.stages.distill_run`.
+    """
+    chosen = {"method.name": method, "ipc": ipc, "factor": list(factor), "seed": seed, "data.name": data.spec.name}
+    keys = {f"method.{key}": value for key, value in method_keys.items()}
+    resolved = resolve(chosen, recipe or {}, keys)
+    reporter = Reporter(quiet=quiet)
+    cache_folder = Path(cache) if cache else None
+    if out is not None:
+        store = RunStore(out)
+        synthetic = distill_run(
+            resolved, data, store, reporter, cache=cache_folder, resume=resume, overwrite=overwrite
+        )
+        return Run(synthetic, resolved, store.root)
+    with tempfile.TemporaryDirectory(prefix="potstill-") as folder:
+        synthetic = distill_run(resolved, data, RunStore(folder), reporter, cache=cache_folder)
+    return Run(synthetic, resolved, None)

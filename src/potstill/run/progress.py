@@ -1,0 +1,70 @@
+"""Progress: a bar with ETA and loss terms on a terminal, a plain line now and then elsewhere. Always on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+#: Seconds between plain lines.
+PLAIN_EVERY = 30.0
+
+
+class Reporter:
+    """Says how far a stage is. `quiet` says nothing."""
+
+    def __init__(self, *, quiet: bool = False):
+        self.quiet = quiet
+        self.console = Console(stderr=True, highlight=False)
+        self.bars = not quiet and self.console.is_terminal and not os.environ.get("CI")
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def stage(self, name: str, total: int, done: int = 0) -> Iterator[Stage]:
+        """A stage of `total` steps of which `done` are done; the block calls `advance` on what it is given."""
+        if self.bars:
+            with Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+            ) as progress:
+                task = progress.add_task(name, total=total, completed=done, note="")
+                yield Stage(name, total, done, lambda n, note: progress.update(task, completed=n, note=note))
+        else:
+            yield Stage(name, total, done, self._plain_lines(name, total, done))
+
+    def _plain_lines(self, name: str, total: int, first: int):  # noqa: ANN202
+        started = last = time.monotonic()
+
+        def show(done: int, note: str) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= PLAIN_EVERY or done == total:
+                last = now
+                left = (now - started) / max(1, done - first) * (total - done)
+                self.say(f"{name} {done}/{total}, {left:.0f} s left  {note}".rstrip())
+
+        return show
+
+
+class Stage:
+    """Counts the steps of a stage and shows them."""
+
+    def __init__(self, name: str, total: int, done: int, show):  # noqa: ANN001
+        self.name, self.total, self.done, self._show = name, total, done, show
+
+    def advance(self, note: str = "") -> None:
+        self.done += 1
+        self._show(self.done, note)

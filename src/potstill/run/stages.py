@@ -1,0 +1,307 @@
+"""The stages of a run: pretrain, distil, evaluate. Here configuration ends: the core gets objects and plain arguments.
+
+Every stage is idempotent: what is done already, on disk, is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..config import Recipe, resolve
+from ..errors import DataError, Interrupted, RunError, UsageError
+from ..evaluation import Score, Scores, evaluate_once, evaluation_seeds, protocol_schedule
+from ..files import write_atomically
+from ..methods import METHODS, Method, Problem, State
+from ..pool import Pool, default_cache, pretrain, untrained
+from ..runtime import Runtime
+from ..spec import LabelledDataset, Split
+from ..synthetic import SyntheticSet
+from .environment import commit, device_name, environment, peak_memory_mb
+from .progress import Reporter
+from .store import SCHEMA_VERSION, MetricsLog, RunStore, dump_json
+
+
+def pretrain_pool(
+    recipe: Recipe, data: LabelledDataset, reporter: Reporter, *, cache: Path | None = None, runtime: Runtime | None = None
+) -> Pool:
+    """The recipe's pool, from the cache where it is there."""
+    config = recipe.pool
+    if not config.pretrained:
+        return untrained(data.spec, network=config.network, members=config.members, seed=config.seed)
+    schedule = config.training()
+    runtime = runtime or recipe.runtime.resolve(
+        passes=3 * len(data.train) * schedule.epochs * config.members, side=data.spec.shape[1]
+    )
+    runtime.start()
+    reporter.say(f"pool: {config.members} x {config.network}, {schedule.epochs} epochs; {runtime.describe()}")
+    with reporter.stage("pretrain", config.members * schedule.epochs) as stage, interruptible("the pool"):
+        return pretrain(
+            data.train,
+            data.spec,
+            cache=(cache or default_cache()) / "pool",
+            runtime=runtime,
+            network=config.network,
+            members=config.members,
+            schedule=schedule,
+            snapshots=config.snapshots,
+            seed=config.seed,
+            on_epoch=lambda member, epoch, loss: stage.advance(f"network {member + 1} epoch {epoch} loss {loss:.3f}"),
+        )
+
+
+def distill_run(
+    recipe: Recipe,
+    data: LabelledDataset,
+    store: RunStore,
+    reporter: Reporter,
+    *,
+    cache: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> SyntheticSet:
+    """Make the recipe's synthetic set in `store`, going on from a snapshot where `resume` allows it.
+
+    Raises:
+        UsageError: the folder holds a run and neither `resume` nor `overwrite` was given, or another recipe's run.
+        RunError: a loss that is not finite; the last good snapshot stays.
+        Interrupted: SIGINT or SIGTERM; a snapshot was written.
+    """
+    with store.locked():
+        _claim(store, recipe, resume, overwrite)
+        if store.distilled.exists():
+            reporter.say(f"{store.root}: already finished")
+            return SyntheticSet.load(store.distilled)
+        method = recipe.build_method()
+        runtime = recipe.runtime.resolve(passes=_network_passes(recipe, data), side=data.spec.shape[1])
+        pool = pretrain_pool(recipe, data, reporter, cache=cache) if method.needs_pool else None
+        runtime.start()
+        store.write_json("env.json", {**environment(runtime), "recipe_hash": recipe.hash()})
+        problem = Problem(
+            spec=data.spec,
+            train=data.train,
+            ipc=recipe.ipc,
+            factor=recipe.factor,
+            seed=recipe.seed,
+            runtime=runtime,
+            pool=pool,
+            network=recipe.pool.network,
+            init=recipe.init,
+        )
+        reporter.say(f"{recipe.method_name}: {runtime.describe()}; recipe {recipe.hash()}")
+        return _distill(recipe, method, problem, store, reporter)
+
+
+def _distill(recipe: Recipe, method: Method[Any], problem: Problem, store: RunStore, reporter: Reporter) -> SyntheticSet:
+    state = _first_state(method, problem, store)
+    seconds = float(store.read_json("times.json").get("distill_seconds", 0.0))
+    metrics = MetricsLog(store.metrics, state.step)
+    started = time.perf_counter()
+
+    def save(state: State) -> None:
+        metrics.flush()
+        store.write_snapshot(state.to_tensors())
+        store.write_json("times.json", _times(problem.pool, seconds + time.perf_counter() - started))
+
+    with reporter.stage("distill", method.steps, state.step) as stage, stop_requests() as stopping:
+        while state.step < method.steps:
+            state, record = method.step(problem, state)
+            _check_finite(record, state.step, store)
+            metrics.append({"step": state.step, "seconds": round(time.perf_counter() - started, 3), **record})
+            stage.advance(_terms(record))
+            if state.step in recipe.saving.keep:
+                store.write_set(store.kept(state.step), _result(recipe, method, problem, state))
+            if state.step % recipe.saving.every == 0 or state.step == method.steps or stopping():
+                save(state)
+            if stopping() and state.step < method.steps:
+                metrics.close()
+                raise Interrupted(
+                    f"interrupted after step {state.step}; go on with: potstill distill --resume {store.root}"
+                )
+    save(state)
+    metrics.close()
+    synthetic = _result(recipe, method, problem, state)
+    store.write_set(store.distilled, synthetic)
+    return synthetic
+
+
+def _first_state(method: Method[Any], problem: Problem, store: RunStore) -> State:
+    snapshot = store.read_snapshot()
+    if snapshot is not None:
+        try:
+            return method.State.from_tensors(snapshot, problem.runtime.device)
+        except KeyError as error:
+            raise DataError(f"{store.snapshot}: not a snapshot of this method ({error} is missing)") from error
+    state = method.init(problem)
+    store.write_set(store.initial, method.result(problem, state))
+    return state
+
+
+def _result(recipe: Recipe, method: Method[Any], problem: Problem, state: State) -> SyntheticSet:
+    synthetic = method.result(problem, state)
+    facts = {"method": recipe.method_name, "fidelity": recipe.fidelity, "recipe_hash": recipe.hash()}
+    return replace(synthetic, provenance={**synthetic.provenance, **facts})
+
+
+def evaluate_set(
+    synthetic: SyntheticSet,
+    test: Split,
+    recipe: Recipe,
+    folder: RunStore,
+    reporter: Reporter,
+) -> Scores:
+    """Score a set by the recipe's evaluation section; each network's score is a file, done ones are kept."""
+    config = recipe.evaluation
+    epochs = protocol_schedule(config.protocol, config.epochs).epochs
+    seeds = evaluation_seeds(config.seed, config.network, config.nets)
+    runtime = recipe.runtime.resolve(
+        passes=3 * len(synthetic) * epochs * config.nets, side=synthetic.spec.shape[1]
+    )
+    runtime.start()
+    reporter.say(f"evaluate: {config.nets} x {config.network}, protocol {config.protocol}, {epochs} epochs; {runtime.describe()}")
+    set_hash = blake2b(synthetic.to_bytes(), digest_size=12).hexdigest()
+    scores = []
+    with reporter.stage("evaluate", config.nets * epochs) as stage, interruptible("the finished scores"):
+        for seed in seeds:
+            path = folder.score_path(config.network, config.protocol, epochs, seed)
+            score = _read_score(path, set_hash)
+            if score is None:
+                score = evaluate_once(
+                    synthetic,
+                    test,
+                    network=config.network,
+                    protocol=config.protocol,
+                    epochs=config.epochs,
+                    seed=seed,
+                    runtime=runtime,
+                    on_epoch=lambda epoch, loss: stage.advance(f"loss {loss:.3f}"),
+                )
+                facts = {
+                    "schema_version": SCHEMA_VERSION,
+                    "set_hash": set_hash,
+                    "recipe_hash": synthetic.provenance.get("recipe_hash", ""),
+                    "device": device_name(runtime),
+                    "runtime": runtime.describe(),
+                    "commit": commit(),
+                }
+                write_atomically(path, dump_json({**score.to_json(), **facts}))
+            scores.append(score)
+    return Scores(tuple(scores))
+
+
+def _read_score(path: Path, set_hash: str) -> Score | None:
+    """A finished score of this very set, else None."""
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        names = Score.__dataclass_fields__
+        return Score(**{k: record[k] for k in names}) if record["set_hash"] == set_hash else None
+    except (ValueError, KeyError) as error:
+        raise DataError(f"{path}: damaged score ({error}); delete it to evaluate again") from error
+
+
+def read_run_recipe(store: RunStore) -> Recipe:
+    """The resolved recipe of a run folder.
+
+    Raises:
+        UsageError: no run there.
+    """
+    if not store.config.exists():
+        raise UsageError(f"{store.root}: no run here (config.yaml is missing); make one with potstill distill --out")
+    return resolve(yaml.safe_load(store.config.read_text()))
+
+
+def _claim(store: RunStore, recipe: Recipe, resume: bool, overwrite: bool) -> None:
+    if overwrite:
+        store.clear()
+    elif store.config.exists():
+        if not resume:
+            raise UsageError(f"{store.root}: holds a run already; add --resume to go on with it, or --overwrite")
+        found = read_run_recipe(store).hash()
+        if found != recipe.hash():
+            raise UsageError(
+                f"{store.root}: holds a run of recipe {found}, not {recipe.hash()}; use another --out or --overwrite"
+            )
+    store.write_config(recipe.to_yaml())
+
+
+def _network_passes(recipe: Recipe, data: LabelledDataset) -> int:
+    """About how many images pass a network in the distillation."""
+    config = recipe.method
+    synthetic = 2 * recipe.ipc * recipe.factor[0] * recipe.factor[1]
+    real = getattr(config, "real_batch", 0)
+    return getattr(config, "steps", 0) * data.spec.num_classes * (synthetic + real)
+
+
+def _times(pool: Pool | None, seconds: float) -> dict[str, Any]:
+    return {
+        "pool_seconds": round(pool.seconds, 1) if pool else 0.0,
+        "distill_seconds": round(seconds, 3),
+        "peak_memory_mb": peak_memory_mb(),
+    }
+
+
+def _check_finite(record: dict[str, float], step: int, store: RunStore) -> None:
+    for term, value in record.items():
+        if not math.isfinite(value):
+            raise RunError(
+                f"step {step}: {term} is {value}; the snapshot in {store.root} is from before it. "
+                "Lower method.learning_rate, or try runtime.precision=fp32, and start anew with --overwrite"
+            )
+
+
+def _terms(record: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.3g}" for name, value in record.items() if name != "network")
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Collect SIGINT and SIGTERM; the block asks whether one came, and finishes its step first."""
+    asked: list[int] = []
+
+    def ask(number: int, _frame: Any) -> None:
+        if asked:  # a second one does not wait
+            raise Interrupted("interrupted twice: stopped at once, the last snapshot stays")
+        asked.append(number)
+
+    with _handlers(ask):
+        yield lambda: bool(asked)
+
+
+@contextmanager
+def interruptible(kept: str) -> Iterator[None]:
+    """SIGINT and SIGTERM end the block at once as `Interrupted`; files are written atomically, so `kept` stays."""
+
+    def stop(_number: int, _frame: Any) -> None:
+        raise Interrupted(f"interrupted; {kept} so far is kept, run the same command to go on")
+
+    with _handlers(stop):
+        yield
+
+
+@contextmanager
+def _handlers(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    try:
+        old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: leave signals alone
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, previous in old.items():
+            signal.signal(number, previous)
+
+
+__all__ = ["METHODS", "distill_run", "evaluate_set", "pretrain_pool", "read_run_recipe"]

@@ -1,0 +1,188 @@
+"""The folder of a run. Nothing else knows its file names; every write is aside, flushed and renamed.
+
+    config.yaml                      resolved recipe        env.json     versions, hardware, commit, command
+    metrics.jsonl                    one line per step      times.json   seconds and peak memory
+    state/snapshot.safetensors       where to go on from    state/kept/STEP.safetensors   kept sets
+    synthetic/initial.safetensors    before the first step  synthetic/distilled.safetensors, preview.png
+    scores/NETWORK-PROTOCOL-EPOCHS-SEED.json                report.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ..errors import DataError, RunError, UsageError
+from ..files import write_atomically
+from ..synthetic import SyntheticSet
+
+SCHEMA_VERSION = 1
+
+
+class RunStore:
+    """Sole owner of the paths below `root`; opens nothing until asked."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def distilled(self) -> Path:
+        return self.root / "synthetic" / "distilled.safetensors"
+
+    @property
+    def initial(self) -> Path:
+        return self.root / "synthetic" / "initial.safetensors"
+
+    @property
+    def preview(self) -> Path:
+        return self.root / "synthetic" / "preview.png"
+
+    @property
+    def snapshot(self) -> Path:
+        return self.root / "state" / "snapshot.safetensors"
+
+    @property
+    def scores(self) -> Path:
+        return self.root / "scores"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process.
+
+        Raises:
+            RunError: another process holds it.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.root / ".lock", timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise RunError(f"{self.root}: another process is working on this run; wait for it, or use --out") from None
+        except OSError as error:
+            raise RunError(f"{self.root}: cannot make the run folder ({error.strerror}); use --out") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def write_config(self, text: str) -> None:
+        write_atomically(self.config, text)
+
+    def write_json(self, name: str, record: dict[str, Any]) -> None:
+        write_atomically(self.root / name, dump_json({"schema_version": SCHEMA_VERSION, **record}))
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the run, {} where there is none.
+
+        Raises:
+            DataError: damaged.
+        """
+        path = self.root / name
+        if not path.exists():
+            return {}
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise DataError(f"{path}: damaged JSON ({error})") from error
+
+    def write_set(self, path: Path, synthetic: SyntheticSet) -> None:
+        write_atomically(path, synthetic.to_bytes())
+
+    def kept(self, step: int) -> Path:
+        return self.root / "state" / "kept" / f"{step:06d}.safetensors"
+
+    def write_snapshot(self, tensors: dict[str, Tensor]) -> None:
+        write_atomically(self.snapshot, save(tensors))
+
+    def read_snapshot(self) -> dict[str, Tensor] | None:
+        """The tensors of the newest snapshot, None where there is none.
+
+        Raises:
+            DataError: damaged.
+        """
+        if not self.snapshot.exists():
+            return None
+        try:
+            return load(self.snapshot.read_bytes())
+        except Exception as error:
+            raise DataError(f"{self.snapshot}: damaged snapshot ({error}); use --overwrite to start anew") from error
+
+    def clear(self) -> None:
+        """Forget everything a former run left here, other people's files excepted."""
+        for path in (self.config, self.metrics, self.snapshot, self.distilled, self.initial, self.preview):
+            path.unlink(missing_ok=True)
+        for pattern in ("scores/*.json", "state/kept/*.safetensors", "report.html", "env.json", "times.json"):
+            for path in self.root.glob(pattern):
+                path.unlink()
+
+    def score_path(self, network: str, protocol: str, epochs: int, seed: int) -> Path:
+        return self.scores / f"{network}-{protocol}-{epochs}-{seed:016x}.json"
+
+    def require_set(self) -> SyntheticSet:
+        """The finished set.
+
+        Raises:
+            UsageError: the run is not finished, or there is none.
+        """
+        if self.distilled.exists():
+            return SyntheticSet.load(self.distilled)
+        if self.config.exists():
+            raise UsageError(f"{self.root}: this run is not finished; go on with potstill distill --resume {self.root}")
+        raise UsageError(f"{self.root}: no run here; make one with potstill distill --out {self.root}")
+
+
+class MetricsLog:
+    """metrics.jsonl, open for appending; cut back on resume so that steps appear once and in order."""
+
+    def __init__(self, path: Path, steps_done: int):
+        self.path = path
+        _cut_back(path, steps_done)
+        self._file: IO[str] = path.open("a", encoding="utf-8")
+
+    def append(self, record: dict[str, Any]) -> None:
+        self._guarded(lambda: self._file.write(json.dumps(record) + "\n"))
+
+    def flush(self) -> None:
+        """On the disk, so that a snapshot never runs ahead of its metrics."""
+        self._guarded(lambda: (self._file.flush(), os.fsync(self._file.fileno())))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _guarded(self, act: Any) -> None:
+        try:
+            act()
+        except OSError as error:
+            raise RunError(f"cannot write {self.path}: {error.strerror}; free some space and resume") from error
+
+
+def _cut_back(path: Path, steps_done: int) -> None:
+    kept = []
+    if path.exists() and steps_done:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= steps_done:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError):
+                break  # the half line of a killed process
+    write_atomically(path, "".join(kept))
+
+
+def dump_json(record: Any) -> str:
+    return json.dumps(record, indent=2, sort_keys=True) + "\n"

@@ -1,0 +1,179 @@
+"""Where and how the numbers are computed: device, precision, threads, chunk size, compiled or not.
+
+One `Runtime` is resolved at the start of a run, printed in one line and recorded in `env.json`; nothing below
+decides again. Eager fp32 stays available everywhere and is the oracle that the compiled bf16 path is tested against.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from .errors import UsageError
+
+log = logging.getLogger("potstill")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: Compiling costs some ten seconds a graph. Below this many network passes (images) a run is over sooner without it.
+COMPILE_PAYS_FROM = 100_000
+#: Pixels per network pass. On a CPU few enough that a chunk's maps stay near the core (16 images of 32x32); on a GPU
+#: bound by memory.
+CPU_CHUNK_PIXELS, GPU_CHUNK_PIXELS = 16 * 32 * 32, 1024 * 32 * 32
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The choices of one run. Build it with `resolve`; the default is the plain oracle.
+
+    Attributes:
+        device: "cpu", "cuda", "cuda:1" or "mps".
+        precision: "fp32", or "bf16" for autocast in the network passes (losses and statistics stay fp32).
+        threads: threads of one process on a CPU.
+        compile: whether network passes and augmentation go through torch.compile.
+        chunk: images per network pass.
+    """
+
+    device: str = "cpu"
+    precision: str = "fp32"
+    threads: int = 1
+    compile: bool = False
+    chunk: int = 16
+
+    @classmethod
+    def resolve(
+        cls,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        threads: int | str = "auto",
+        compile: bool | str = "auto",
+        chunk: int | str = "auto",
+        passes: int = 0,
+        side: int = 32,
+    ) -> Runtime:
+        """Settle every "auto" for this machine and job.
+
+        Args:
+            passes: network passes (images) the job will make; decides whether compiling pays.
+            side: image side; small images are not worth compiling or bf16 for.
+        Raises:
+            UsageError: a value that this machine or torch cannot serve.
+        """
+        device = _resolve_device(device)
+        on_cpu = device == "cpu"
+        small = passes * side * side < COMPILE_PAYS_FROM * 32 * 32
+        return cls(
+            device=device,
+            precision=_resolve_precision(precision, device, small),
+            threads=_resolve_threads(threads),
+            compile=_resolve_compile(compile, device, small),
+            chunk=_resolve_chunk(chunk, CPU_CHUNK_PIXELS if on_cpu else GPU_CHUNK_PIXELS, side),
+        )
+
+    def start(self) -> None:
+        """Make the process-wide settings: threads, matmul precision and how many graphs the compiler may keep."""
+        torch.set_num_threads(self.threads)
+        torch.set_float32_matmul_precision("highest" if self.precision == "fp32" else "high")
+        # One graph per network, chunk and augmentation op; the default of 8 would silently fall back to eager.
+        torch._dynamo.config.recompile_limit = 64
+        cache = os.environ.get("POTSTILL_CACHE_DIR")
+        if cache:
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(cache, "inductor"))
+
+    def compiled(self, function: F) -> F:
+        """`function` through torch.compile with static shapes, or itself where compiling is off."""
+        if not self.compile:
+            return function
+        return torch.compile(function, dynamic=False, fullgraph=True)  # type: ignore[return-value]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of network passes; statistics and losses must stay outside."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16)
+
+    def describe(self) -> str:
+        mode = "compiled" if self.compile else "eager"
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"runtime: {self.device}, {self.precision}, {mode}, {threads}, chunks of {self.chunk} images"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _resolve_device(device: str) -> str:
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise UsageError(f"device={device!r}: use auto, cpu, cuda, cuda:N or mps") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device={device!r}: this torch sees no CUDA device; use --device cpu")
+    return device
+
+
+def has_bf16(device: str) -> bool:
+    """Whether bf16 matrix products run in hardware, so that autocast pays."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu":
+        capable = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        return bool(capable())
+    return False
+
+
+def _resolve_precision(precision: str, device: str, small: bool) -> str:
+    if precision not in ("auto", "fp32", "bf16"):
+        raise UsageError(f"precision={precision!r}: use auto, fp32 or bf16")
+    if precision != "auto":
+        return precision
+    return "bf16" if has_bf16(device) and not small else "fp32"
+
+
+def _resolve_threads(threads: int | str) -> int:
+    if threads == "auto":
+        limit = os.environ.get("OMP_NUM_THREADS", "")
+        return int(limit) if limit.isdigit() and int(limit) > 0 else _usable_cores()
+    if int(threads) < 1:
+        raise UsageError(f"threads={threads}: need at least 1")
+    return int(threads)
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _resolve_chunk(chunk: int | str, pixels: int, side: int) -> int:
+    if chunk == "auto":
+        return max(8, 2 ** round(math.log2(pixels / side**2)))
+    if int(chunk) < 1:
+        raise UsageError(f"runtime.chunk={chunk}: need at least 1 image per pass")
+    return int(chunk)
+
+
+def _resolve_compile(compile: bool | str, device: str, small: bool) -> bool:
+    if compile not in ("auto", True, False):
+        raise UsageError(f"compile={compile!r}: use auto, true or false")
+    wanted = (not small) if compile == "auto" else bool(compile)
+    if wanted and device == "cpu" and not _has_compiler():
+        log.warning("no C++ compiler (g++ or clang++) found: running eagerly, several times slower")
+        return False
+    return wanted
+
+
+def _has_compiler() -> bool:
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
