@@ -120,6 +120,11 @@ def test_unequal_sizes_are_resized_to_the_median_with_a_notice(tmp_path, caplog)
     assert "3 sizes from 8x10 to 16x30 (height x width) resized to 12x10; size=" in caplog.text
 
 
+def test_pictures_of_the_wanted_size_and_mode_need_no_notice(tmp_path, caplog):
+    load_dataset(two_classes(tmp_path / "pets", size=(9, 12)), size=(9, 12))
+    assert "resized" not in caplog.text and "converted" not in caplog.text
+
+
 @pytest.mark.parametrize(("size", "shape"), [(16, (3, 16, 16)), ((9, 12), (3, 9, 12))])
 def test_size_sets_the_size_of_pictures(tmp_path, size, shape):
     assert load_dataset(two_classes(tmp_path / "pets"), size=size).spec.shape == shape
@@ -206,7 +211,7 @@ def test_hidden_folders_and_other_files_are_left_out(tmp_path):
 
 def test_npz_with_both_splits_and_names(tmp_path):
     data = load_dataset(write_npz(tmp_path / "own.npz", class_names=np.array(["a", "b"])))
-    assert data.spec.name == "own" and data.spec.classes == ("a", "b")
+    assert data.spec.name == "own" and data.spec.classes == ("a", "b") and data.spec.value_range == (0.0, 1.0)
     assert (len(data.train), len(data.test)) == (12, 6)
     assert (data.train.images.numpy() == noise(12)[0]).all()
 
@@ -410,7 +415,7 @@ def test_iterable_style_data_set_is_a_usage_error():
         def __iter__(self):
             return iter(items(4))
 
-    with refused("map-style", by=UsageError):
+    with refused("iterable-style", "map-style", by=UsageError):
         load_dataset(Stream())
 
 

@@ -16,6 +16,7 @@ import torch
 from data_factory import noise, picture, python2_pickle, refused, write_cifar, write_idx, write_mnist
 
 from potstill.data import DATASETS, default_data_dir, idx, load_dataset
+from potstill.data.raw import KnownSet, MissingFiles, RawSplit
 from potstill.data.unpickle import read_arrays
 from potstill.errors import MissingExtra, UsageError
 
@@ -93,6 +94,12 @@ def test_digits_are_those_of_scikit_learn():
         return sorted(zip(map(bytes, images.numpy()), labels.tolist(), strict=True))
 
     assert rows(images, labels) == rows(source.images, source.labels)
+
+
+def test_incomplete_installation_is_named(monkeypatch):
+    monkeypatch.setattr("potstill.data.digits.read_npz", lambda *_: None)
+    with refused("digits.npz", "reinstall"):
+        load_dataset("digits")
 
 
 # idx
@@ -242,8 +249,10 @@ def test_a_pickle_cannot_change_the_reader(tmp_path):
 @pytest.mark.parametrize(
     "content",
     [b"", b"no pickle", python2_pickle({"data": np.zeros((4, 4), np.uint8)})[:-9], pickle.dumps([1]),
-     pickle.dumps({"data": np.array([None])}, 4), pickle.dumps({"data": np.zeros(3)}, 4)],
-    ids=["empty", "text", "truncated", "list", "objects", "floats"],
+     pickle.dumps({"data": np.array([None])}, 4), pickle.dumps({"data": np.zeros(3)}, 4),
+     pickle.dumps({"data": np.zeros(3, np.int8)}, 4), pickle.dumps({"data": np.zeros((2, 3), np.uint8, "F")}, 4),
+     python2_pickle({"data": np.zeros(4, np.uint8)}).replace(b"J\x04\0\0\0", b"J\x05\0\0\0")],
+    ids=["empty", "text", "truncated", "list", "objects", "floats", "signed", "columns first", "too short"],
 )  # fmt: skip
 def test_damaged_pickle_names_the_file(tmp_path, content):
     path = tmp_path / "batch"
@@ -263,7 +272,7 @@ def test_damaged_pickle_names_the_file(tmp_path, content):
 )
 def test_cifar_batch_with_unfit_content_names_the_file(tmp_path, content, complaint):
     write_cifar(tmp_path, "cifar10")
-    path = tmp_path / "cifar-10-batches-py" / "test_batch"
+    path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     path.write_bytes(pickle.dumps(content, protocol=4))
     with refused(path, complaint):
         load_dataset("cifar10", data_dir=tmp_path)
@@ -280,7 +289,7 @@ def test_binary_file_that_ends_within_an_image_is_refused(tmp_path):
 def test_missing_cifar_batch_is_named(tmp_path):
     write_cifar(tmp_path, "cifar10")
     (tmp_path / "cifar-10-batches-py" / "data_batch_5").unlink()
-    with refused(tmp_path / "cifar-10-batches-py", "data_batch_5"):
+    with refused("a file is missing", tmp_path / "cifar-10-batches-py", "data_batch_5", "--download"):
         load_dataset("cifar10", data_dir=tmp_path)
 
 
@@ -353,6 +362,27 @@ def test_without_download_the_network_is_not_touched(tmp_path, monkeypatch):
     for name in set(DATASETS) - {"digits"}:
         with refused(name):
             load_dataset(name, data_dir=tmp_path)
+
+
+def test_hub_copy_without_test_split_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: hub_copy()["train"])
+    with refused("ylecun/mnist", "no train and test split"):
+        load_dataset("mnist", data_dir=tmp_path, download=True)
+
+
+def test_a_further_known_set_is_one_entry(tmp_path, monkeypatch):
+    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
+
+    def read(data_dir):
+        if not (data_dir / "toy").exists():
+            raise MissingFiles("toy", "files not found", [data_dir], "toy")
+        return RawSplit(*noise(10), "toy"), RawSplit(*noise(4), "toy")
+
+    DATASETS.register("toy")(KnownSet("toy", read, ("a", "b"), mirror=True, published=(10, 4)))
+    with refused("toy", "cannot be downloaded", "only mnist"):
+        load_dataset("toy", data_dir=tmp_path, download=True)
+    (tmp_path / "toy").touch()
+    assert load_dataset("toy", data_dir=tmp_path).spec.classes == ("a", "b")
 
 
 def test_failed_download_is_one_line(tmp_path, monkeypatch):

@@ -133,7 +133,7 @@ def color(x: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -
 
 
 def crop(x: Tensor, u_y: Tensor, u_x: Tensor) -> Tensor:
-    """Shift by whole pixels, up to round(0.125 side) each way, zeros from outside (pad and crop)."""
+    """Shift by whole pixels, up to 0.125 of the side (rounded) each way, zeros from outside (pad and crop)."""
     return Shift.apply(x, _whole_shift(u_y, x.shape[2]), _whole_shift(u_x, x.shape[3]))  # type: ignore[no-any-return]
 
 
@@ -186,7 +186,7 @@ def _gather_shifted(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
 
 
 def _whole_shift(u: Tensor, side: int) -> Tensor:
-    reach = round(CROP * side)
+    reach = int(CROP * side + 0.5)  # half up, as the condensation codes round
     return (u * (2 * reach + 1)).floor().long() - reach
 
 

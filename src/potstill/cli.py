@@ -162,7 +162,7 @@ def _compare_parser(verbs: Any) -> None:
     _add_recipe(parser)
     parser.add_argument("--methods", type=_names, default="random,random_mix,dsdm", metavar="A,B", help="methods to compare")
     parser.add_argument("--ipcs", type=_integers, metavar="N,N", help="several IPC values (default: the recipe's ipc)")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="sets per method: seeds SEED .. SEED+N-1")
+    parser.add_argument("--seeds", type=_count, default=1, metavar="N", help="sets per method: seeds SEED .. SEED+N-1")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the runs; the same call goes on")
     parser.add_argument("--overwrite", action="store_true", help="start every run anew")
     _add_evaluation(parser)
@@ -305,14 +305,15 @@ def run_export(options: argparse.Namespace) -> None:
 
 def run_report(options: argparse.Namespace) -> None:
     from .report import collect, write_report
-    from .report.tables import to_csv, to_markdown
+    from .report.tables import rows_to_json, to_csv, to_markdown
 
     if options.format == "html":
         path = write_report(options.folder)
         _print(options, {"report": str(path)}, str(path))
         return
     rows = collect(options.folder)
-    print(to_markdown(rows) if options.format == "markdown" else to_csv(rows))
+    text = to_markdown(rows) if options.format == "markdown" else to_csv(rows)
+    _print(options, {"rows": rows_to_json(rows)}, text)
 
 
 def run_list(options: argparse.Namespace) -> None:
@@ -351,7 +352,7 @@ def _resolve(layers: Sequence[dict[str, Any]], extra: dict[str, Any] | None = No
 
 
 def _recipe(options: argparse.Namespace, resumed: Any = None) -> Recipe:
-    if resumed is not None and resumed.config.exists():
+    if resumed is not None and (resumed.config.exists() or isinstance(options.resume, str)):
         from .config import merge
         from .run.stages import read_run_recipe
 
@@ -449,4 +450,13 @@ def _integers(text: str) -> list[int]:
 
 
 def _names(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
+    names = [word.strip() for word in text.split(",") if word.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r}: names separated by commas")
+    return names
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: need a whole number of at least 1")
+    return int(text)

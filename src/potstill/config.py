@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from hashlib import blake2b
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
 from .errors import UsageError
-from .evaluation import protocol_schedule
+from .evaluation import evaluation_seeds, protocol_schedule
 from .methods import METHODS, Init, Method
+from .networks import NETWORKS
 from .pool import SCHEDULES
 from .runtime import Runtime
 from .synthetic import check_factor
@@ -146,11 +147,12 @@ def resolve(*layers: Layer) -> Recipe:
     for name in per_method:
         _ = METHODS[name]
     method = _section(given.pop("method", {}), "method")
-    name = method.pop("name", "dsdm")
+    name = _name(method.pop("name", "dsdm"), "method.name")
     cls = METHODS[name]
-    fidelity = given.pop("fidelity", "potstill")
+    fidelity = _name(given.pop("fidelity", "potstill"), "fidelity")
     preset = merge(_preset(cls, name, fidelity))
     method = merge(preset.pop("method", {}), _section(per_method.get(name, {}), f"methods.{name}"), method)
+    _refuse_unknown(method, [f.name for f in fields(cls.Config)], "method.", f" of method {name!r}")
     checked = _check(cls.Config, merge(preset, given), method)
     recipe = Recipe(method_name=name, fidelity=fidelity, **checked)
     _check_ranges(recipe)
@@ -258,12 +260,15 @@ def _check(config: type, sections: dict[str, Any], method: dict[str, Any]) -> di
             parts[name] = type(made)
         else:
             kind = {"ipc": int, "seed": int, "factor": tuple[int, int]}[name]
+            _refuse_empty(sections, name, kind, "")
             parser.add_argument(f"--{name}", type=kind, default=made)
     for name, part in parts.items():
         given = method if name == "method" else _section(sections.get(name, {}), name)
         _refuse_unknown(given, [f.name for f in fields(part)], f"{name}.")
         for entry in fields(part):
-            parser.add_argument(f"--{name}.{entry.name}", type=_type_of(part, entry.name), default=entry.default)
+            kind = _type_of(part, entry.name)
+            _refuse_empty(given, entry.name, kind, f"{name}.")
+            parser.add_argument(f"--{name}.{entry.name}", type=kind, default=entry.default)
     given = {**sections, "method": method}
     try:
         parsed = parser.parse_object({k: v for k, v in given.items() if v != {}}).as_dict()
@@ -274,15 +279,20 @@ def _check(config: type, sections: dict[str, Any], method: dict[str, Any]) -> di
 
 
 def _type_of(part: type, name: str) -> Any:
-    from typing import get_type_hints
-
     return get_type_hints(part)[name]
 
 
-def _refuse_unknown(given: Layer, known: list[str], prefix: str) -> None:
+def _refuse_unknown(given: Layer, known: list[str], prefix: str, owner: str = "") -> None:
     for key in given:
         if key not in known:
-            raise UsageError(f"unknown recipe key {prefix + str(key)!r}: known are {', '.join(sorted(known))}")
+            listed = ", ".join(sorted(known)) or "none"
+            raise UsageError(f"unknown recipe key {prefix + str(key)!r}{owner}: known are {listed}")
+
+
+def _refuse_empty(given: Layer, key: str, kind: Any, prefix: str) -> None:
+    """jsonargparse takes None for any type."""
+    if given.get(key, ...) is None and type(None) not in get_args(kind):
+        raise UsageError(f"recipe key {prefix + key!r}: no value given, expected {getattr(kind, '__name__', kind)}")
 
 
 def _check_ranges(recipe: Recipe) -> None:
@@ -290,15 +300,29 @@ def _check_ranges(recipe: Recipe) -> None:
         raise UsageError(f"ipc={recipe.ipc}: need at least 1 image per class")
     if recipe.saving.every < 1:
         raise UsageError(f"saving.every={recipe.saving.every}: need at least 1 step")
+    if recipe.pool.members < 1:
+        raise UsageError(f"pool.members={recipe.pool.members}: need at least 1 network")
+    for name, value in (("threads", recipe.runtime.threads), ("chunk", recipe.runtime.chunk)):
+        if value != "auto" and not str(value).lstrip("-").isdigit():
+            raise UsageError(f"runtime.{name}={value!r}: use auto or a whole number")
+    for network in (recipe.pool.network, recipe.evaluation.network):
+        _ = NETWORKS[network]
     check_factor(recipe.factor)
     recipe.pool.training()
     protocol_schedule(recipe.evaluation.protocol, recipe.evaluation.epochs)
+    evaluation_seeds(recipe.evaluation.seed, recipe.evaluation.network, recipe.evaluation.nets)
 
 
 def _section(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise UsageError(f"recipe key {name!r}: expected a section of keys, found {value!r}")
     return dict(value)
+
+
+def _name(value: Any, key: str) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"recipe key {key!r}: expected a name, found {value!r}")
+    return value
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,9 +30,7 @@ PROTOCOLS: dict[str, Schedule] = {
         epochs=1500, batch=64, learning_rate=0.01, augment="color_crop_flip_scale_rotate", cutmix=0.5, **_STEPS_THIRDS
     ),
     # DSDM's exceptions for MNIST at factor 2: no CutMix (mirroring is off by the data set's spec).
-    "mnist": Schedule(
-        epochs=1500, batch=64, learning_rate=0.01, augment="color_crop_scale_rotate", **_STEPS_THIRDS
-    ),
+    "mnist": Schedule(epochs=1500, batch=64, learning_rate=0.01, augment="color_crop_scale_rotate", **_STEPS_THIRDS),
     # IDC.
     "idc": Schedule(
         epochs=1000, batch=64, learning_rate=0.01, augment="color_crop_flip_scale_rotate", cutmix=0.5, **_STEPS_THIRDS

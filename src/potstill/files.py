@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -24,12 +25,21 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files for the owner alone
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
+        remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder and the disk"
+        raise RunError(f"cannot write {path}: {error.strerror or error}; {remedy} and run again") from error
+    finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
-        raise RunError(f"cannot write {path}: {error.strerror or error}; free some space and run again") from error
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from .config import read_recipe, recipe_names
 from .data import DATASETS
+from .data.raw import KnownSet
 from .evaluation import PROTOCOLS, protocol_schedule
 from .methods import METHODS
 from .networks import NETWORKS
@@ -19,7 +20,9 @@ def names(kind: str) -> dict[str, str]:
         return {name: "" for name in recipe_names()}
     if kind == "protocols":
         return {name: f"{s.epochs} epochs, {s.optimizer} {s.learning_rate:g}, batch {s.batch}" for name, s in PROTOCOLS.items()}
-    registry: Any = {"methods": METHODS, "datasets": DATASETS, "networks": NETWORKS}[kind]
+    if kind == "datasets":
+        return {name: _facts(DATASETS[name]) for name in DATASETS}
+    registry: Any = {"methods": METHODS, "networks": NETWORKS}[kind]
     return {name: _first_line(registry[name]) for name in registry}
 
 
@@ -42,8 +45,17 @@ def describe(kind: str, name: str) -> dict[str, Any]:
     if kind == "protocols":
         schedule = protocol_schedule(name)
         return {"name": name, "schedule": vars(schedule), "text": "\n".join(f"{k}: {v}" for k, v in vars(schedule).items())}
-    registry: Any = {"datasets": DATASETS, "networks": NETWORKS}[kind]
-    return {"name": name, "text": inspect.getdoc(registry[name]) or name}
+    if kind == "datasets":
+        known = DATASETS[name]
+        lines = [_facts(known), f"classes: {', '.join(known.classes)}", f"mirror images keep the label: {known.mirror}"]
+        return {"name": name, "classes": list(known.classes), "mirror": known.mirror, "text": "\n".join(lines)}
+    return {"name": name, "text": inspect.getdoc(NETWORKS[name]) or name}
+
+
+def _facts(known: KnownSet) -> str:
+    train, test = known.published
+    licence = f", {known.licence}" if known.licence else ""
+    return f"{len(known.classes)} classes, {train} training and {test} test images{licence}"
 
 
 def _first_line(entry: Any) -> str:

@@ -119,8 +119,12 @@ def _resolve_device(device: str) -> str:
         kind = torch.device(device).type
     except RuntimeError:
         raise UsageError(f"device={device!r}: use auto, cpu, cuda, cuda:N or mps") from None
+    if kind not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"device={device!r}: use auto, cpu, cuda, cuda:N or mps")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device={device!r}: this torch sees no CUDA device; use --device cpu")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UsageError(f"device={device!r}: this torch sees no MPS device; use --device cpu")
     return device
 
 
@@ -146,8 +150,8 @@ def _resolve_threads(threads: int | str) -> int:
     if threads == "auto":
         limit = os.environ.get("OMP_NUM_THREADS", "")
         return int(limit) if limit.isdigit() and int(limit) > 0 else _usable_cores()
-    if int(threads) < 1:
-        raise UsageError(f"threads={threads}: need at least 1")
+    if not str(threads).isdecimal() or int(threads) < 1:
+        raise UsageError(f"threads={threads}: use auto or at least 1")
     return int(threads)
 
 
@@ -160,8 +164,8 @@ def _usable_cores() -> int:
 def _resolve_chunk(chunk: int | str, pixels: int, side: int) -> int:
     if chunk == "auto":
         return max(8, 2 ** round(math.log2(pixels / side**2)))
-    if int(chunk) < 1:
-        raise UsageError(f"runtime.chunk={chunk}: need at least 1 image per pass")
+    if not str(chunk).isdecimal() or int(chunk) < 1:
+        raise UsageError(f"runtime.chunk={chunk}: use auto or at least 1 image per pass")
     return int(chunk)
 
 

@@ -23,7 +23,7 @@ def centred(features: Tensor) -> Tensor:
 
 
 def covariances(features: Tensor, ddof: int) -> Tensor:
-    """Class covariances `(K, D, D)` with divisor `N - ddof`. DSDM Eq. (5): ddof 0 in the paper, 1 in the authors' code."""
+    """Class covariances `(K, D, D)`, divisor `N - ddof`. DSDM Eq. (5): ddof 0 in the paper, 1 in the authors' code."""
     rows = centred(features)
     return rows.transpose(1, 2) @ rows / (features.shape[1] - ddof)
 

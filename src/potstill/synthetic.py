@@ -199,7 +199,7 @@ class SyntheticSet(Dataset[tuple[Tensor, int]]):
             "factor": json.dumps(self.factor),
             "provenance": json.dumps(self.provenance, sort_keys=True),
         }
-        return save(tensors, metadata)
+        return _canonical(save(tensors, metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> SyntheticSet:
@@ -227,3 +227,11 @@ class SyntheticSet(Dataset[tuple[Tensor, int]]):
             raise DataError(f"{path}: not a distilled set written by potstill ({error})") from error
         except Exception as error:  # safetensors raises its own type, which does not derive from ValueError
             raise DataError(f"{path}: damaged safetensors file ({error})") from error
+
+
+def _canonical(content: bytes) -> bytes:
+    """The same safetensors file with its header's keys in order: `save` orders the metadata anew each time."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the format aligns its data
+    return len(header).to_bytes(8, "little") + header + content[end:]

@@ -148,7 +148,13 @@ class _Step:
 
 
 def _prepare(
-    mean: Tensor, std: Tensor, images: Tensor, operations: tuple[str, ...], uniform: Tensor, partner: Tensor, box: Tensor
+    mean: Tensor,
+    std: Tensor,
+    images: Tensor,
+    operations: tuple[str, ...],
+    uniform: Tensor,
+    partner: Tensor,
+    box: Tensor,
 ) -> Tensor:
     """Normalise, augment and paste the partner's box."""
     x = augment.apply(normalise(to_pixels(images), mean, std), operations, uniform)

@@ -20,12 +20,10 @@ def to_images(split: RawSplit) -> Tensor:
     """Images as contiguous `(N, C, H, W)`, uint8 where they are whole numbers, else float32.
 
     Raises:
-        DataError: no images, another number of images than labels, a layout or type that is not one of images,
+        DataError: another number of images than labels, a layout or type that is not one of images,
             sides below 8, or values that are not finite.
     """
     images = split.images
-    if len(images) == 0:
-        raise DataError(f"{split.origin}: holds no images, expected at least one per class")
     if len(images) != len(split.labels):
         raise DataError(f"{split.origin}: {len(images)} images but {len(split.labels)} labels, expected one per image")
     images = _channels_first(images, split.origin)

@@ -97,12 +97,13 @@ class Problem:
             raise UsageError(f"method {method!r} needs pre-trained networks: pass a pool (potstill pretrain)")
         return self.pool
 
-    def class_batches(self, size: int, number: int) -> Tensor:
-        """Batch number `number` of real images of every class, `(K * n, C, H, W)`, class by class.
+    def batch_size(self, size: int) -> int:
+        """`size`, or the size of the smallest class of the data set where that is less (the same in every shard)."""
+        return min(size, int(torch.bincount(self.train.labels, minlength=self.spec.num_classes).min()))
 
-        n is `size`, or the size of the smallest class of the data set where that is less (the same in every shard).
-        """
-        size = min(size, int(torch.bincount(self.train.labels, minlength=self.spec.num_classes).min()))
+    def class_batches(self, size: int, number: int) -> Tensor:
+        """Batch number `number` of real images of every class, `(K * n, C, H, W)`, by class; n as `batch_size`."""
+        size = self.batch_size(size)
         index = torch.cat([self.sampler.batch(c, number, size) for c in self.classes])
         return self.resident_images[index.to(self.resident_images.device)]
 

@@ -56,6 +56,6 @@ class Descent:
     def _adam(self, images: Tensor, gradient: Tensor, memory: Tensor, step: int) -> tuple[Tensor, Tensor]:
         first = 0.9 * memory[0] + 0.1 * gradient
         second = 0.999 * memory[1] + 0.001 * gradient.square()
-        scale = (1 - 0.999 ** (step + 1)) ** 0.5 / (1 - 0.9 ** (step + 1))
-        update = scale * first / (second.sqrt() + 1e-8)
+        unbiased_first, unbiased_second = first / (1 - 0.9 ** (step + 1)), second / (1 - 0.999 ** (step + 1))
+        update = unbiased_first / (unbiased_second.sqrt() + 1e-8)
         return images - self.rate_at(step) * update, torch.stack([first, second])

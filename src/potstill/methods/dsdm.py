@@ -38,7 +38,8 @@ class DSDMConfig:
         history_scope: "per_network" keeps prototypes for each pool member, "shared" one set for all.
         history_first: prototypes before the first step: "zero" (Eq. 8) or "prototype" (the first one computed).
         history_start: steps done before the term counts: 1 is the paper's t > 1.
-        history_divide: divide the term by D.
+        history_divide: divide the term by D, as the authors' code does. Not divided, most of the term is the
+            difference between augmentation draws (fidelity.md, 3).
         history_features: prototypes to integrate come from "step" (those the loss used: no second pass), "plain"
             (after the step, not augmented: Eq. 7) or "augmented" (after the step, with a draw of its own).
         history_smoothing: alpha of Eq. (8).
@@ -62,7 +63,7 @@ class DSDMConfig:
     history_scope: str = "per_network"
     history_first: str = "prototype"
     history_start: int = 1
-    history_divide: bool = False
+    history_divide: bool = True
     history_features: str = "step"
     history_smoothing: float = 0.99
     real_batch: int = 256
@@ -98,6 +99,7 @@ FIDELITY: dict[str, dict[str, Any]] = {
         "method.covariance_ddof": 0,
         "method.history_scope": "shared",
         "method.history_first": "zero",
+        "method.history_divide": False,
         "method.history_features": "plain",
         "method.augment": "none",
         "method.clamp": "never",
@@ -106,7 +108,6 @@ FIDELITY: dict[str, dict[str, Any]] = {
     "code": {
         "method.history_scope": "shared",
         "method.history_start": 2000,
-        "method.history_divide": True,
         "method.history_features": "augmented",
         "method.clamp": "before",
         "init.pick": "first",
@@ -295,5 +296,7 @@ def _metrics(terms: Terms, real: Tensor, synthetic: Tensor, member: int, ddof: i
     """The loss, its terms, and log(tr Cov_S / tr Cov_T) averaged over classes: below 0 the set is too narrow."""
     metrics = {"loss": terms.total().item(), **{name: term.item() for name, term in terms._asdict().items()}}
     if synthetic.shape[1] > 1:
-        metrics["spread"] = float((spread(synthetic, ddof) / spread(real, ddof)).log().mean())
+        # A class of equal images has no spread; a diagnostic must not end the run for it.
+        narrow, wide = (spread(x, ddof).clamp_min(torch.finfo(torch.float32).tiny) for x in (synthetic, real))
+        metrics["spread"] = float((narrow / wide).log().mean())
     return {**metrics, "network": float(member)}

@@ -64,7 +64,9 @@ class Bank:
 
     def __init__(self, problem: Problem, strategy: Strategy, *, size: int, draws: int, budget: float):
         members = len(problem.require_pool("bank"))
-        one = members * len(problem.classes) * size * problem.extractor.network.feature_width * 2
+        # Of all classes, whatever the shard: the number of draws decides which batches are seen.
+        rows = members * problem.spec.num_classes * problem.batch_size(size)
+        one = rows * problem.extractor.network.feature_width * 2
         fitting = int(budget * 1e9 // one)
         if fitting < 1:
             raise UsageError(

@@ -1,4 +1,4 @@
-"""ConvNet-D: the field's standard network. D blocks of conv 3x3, instance norm, ReLU, average pool; one linear layer."""
+"""ConvNet-D, the standard network of the field: D blocks (conv 3x3, instance norm, ReLU, average pool), one linear."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -
 
     Equal to `avg_pool2d(relu(instance_norm(x)), 2)`. Written out as mean, variance and a reshape so that the
     compiler can fuse all three into one pass over the map; as separate kernels they cost more than the convolution.
-    Statistics are fp32 whatever the map's precision.
+    Statistics are at least fp32 whatever the map's precision.
     """
     out_dtype = x.dtype
-    x = x.float()
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     variance, mean = torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)
     x = (x - mean) * (torch.rsqrt(variance + eps) * weight[:, None, None]) + bias[:, None, None]
     batch, channels, height, width = x.shape

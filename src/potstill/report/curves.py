@@ -85,7 +85,15 @@ def _draw_terms(axes: Any, metrics: Sequence[Mapping[str, Any]], window: int) ->
     axes.grid(True)
     if drawn:
         axes.set_yscale("log")
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
+        columns = 4 if drawn <= 4 else 3
+        axes.legend(
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1),
+            ncols=columns,
+            frameon=False,
+            handlelength=1.2,
+            columnspacing=1.2,
+        )
 
 
 def _draw_spread(axes: Any, metrics: Sequence[Mapping[str, Any]], window: int) -> None:

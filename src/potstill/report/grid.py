@@ -15,7 +15,8 @@ from ..synthetic import SyntheticSet
 
 #: Sides that images are enlarged towards, and by how much at most: 8x8 is shown at 48 pixels, 32x32 at 64.
 READABLE_SIDE, MOST_ENLARGED = 64, 6
-_GAP, _FONT_SIZE, _LONGEST_NAME = 2, 13, 16
+_GAP, _LONGEST_NAME = 2, 16
+_SMALLEST_FONT, _LARGEST_FONT = 11, 20
 
 
 def image_grid(
@@ -48,9 +49,10 @@ def image_grid(
     scale = scale or readable_scale(height, width)
     cell_h, cell_w = height * scale + _GAP, width * scale + _GAP
     labels = [_short(synthetic.spec.classes[c]) for c in synthetic.classes[:rows]] if names else []
-    font = ImageFont.load_default(_FONT_SIZE)
+    font_size = max(_SMALLEST_FONT, min(_LARGEST_FONT, cell_h // 3))
+    font = ImageFont.load_default(font_size)
     left = round(max((font.getlength(label) for label in labels), default=-3 * _GAP)) + 3 * _GAP
-    line = max(cell_h, _FONT_SIZE + _GAP if names else 0)
+    line = max(cell_h, font_size + _GAP if names else 0)
     canvas = _canvas((left + columns * cell_w, rows * line), paper)
     draw = ImageDraw.Draw(canvas)
     for i in range(rows):
@@ -77,12 +79,12 @@ def before_after(
         image_grid(initial, per_class=per_class, scale=scale, max_classes=max_classes),
         image_grid(distilled, per_class=per_class, scale=scale, max_classes=max_classes, names=not same),
     )
-    font, top, space = ImageFont.load_default(_FONT_SIZE), _FONT_SIZE + 6 * _GAP, 8 * _GAP
+    font, top, space = ImageFont.load_default(_LARGEST_FONT), _LARGEST_FONT + 6 * _GAP, 8 * _GAP
     canvas = _canvas((sum(g.width for g in grids) + space, max(g.height for g in grids) + top), "white")
     draw = ImageDraw.Draw(canvas)
     left = 0
     for grid, heading in zip(grids, headings, strict=True):
-        draw.text((left + grid.width, top // 2), _short(heading), fill="black", font=font, anchor="rm")
+        draw.text((left + grid.width // 2, top // 2), _short(heading), fill="black", font=font, anchor="mm")
         canvas.paste(grid, (left, top))
         left += grid.width + space
     return canvas

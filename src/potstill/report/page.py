@@ -19,7 +19,7 @@ from .curves import loss_curves
 from .grid import image_grid, png
 from .rows import RunRecord, collect, group_runs, make_rows
 from .tables import shown_table
-from .words import describe_missing, describe_protocol, describe_results, describe_run, describe_title
+from .words import describe_missing, describe_protocol, describe_results, describe_runs, describe_title
 
 #: Rows of a picture; a page with more would be slow to open.
 MOST_CLASSES = 20
@@ -77,7 +77,8 @@ def render_report(records: Sequence[RunRecord]) -> str:
         raise DataError("no runs to report on: expected at least one run folder")
     rows = make_rows(records)
     # One set stands for all seeds: pictures of the others would differ by nothing one can see.
-    shown = [group[0] for group in group_runs(records)]
+    groups = group_runs(records)
+    shown = [group[0] for group in groups]
     # The template's names are untrusted text: class names, data sets, recipes.
     environment = Environment(
         loader=PackageLoader("potstill", "report/templates"),
@@ -89,7 +90,7 @@ def render_report(records: Sequence[RunRecord]) -> str:
     environment.filters["typeset"] = typeset
     return environment.get_template("report.html.j2").render(
         title=describe_title(records),
-        done=[describe_run(record) for record in shown],
+        done=[describe_runs(group) for group in groups],
         results=describe_results(rows),
         table=shown_table(rows),
         missing=[line for record in records for line in describe_missing(record)],

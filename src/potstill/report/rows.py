@@ -59,7 +59,7 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        return self.folder.name
+        return self.folder.absolute().name
 
     @property
     def method(self) -> str:
@@ -86,7 +86,7 @@ class RunRecord:
         """As in the set: `random` keeps whole images whatever the recipe says."""
         if self.distilled:
             return self.distilled.factor
-        rows, columns = self.config.get("factor", (1, 1))
+        rows, columns = self.config["factor"]
         return rows, columns
 
     @property
@@ -122,7 +122,8 @@ class Row:
         numbers_stored: per set.
         pool_seconds: the longest of the runs (later ones found the pool made); distill_seconds: mean over runs.
         gain: `mean` less the better Random row's, a share; None for Random itself and where there is no such row.
-        runs: names of the folders; recipe_hash, device and commit list what differs between them.
+        device, commit: of the evaluations; like recipe_hash they list all there are, separated by commas.
+        runs: names of the folders.
     """
 
     method: str
@@ -198,7 +199,7 @@ def read_run(folder: str | Path) -> RunRecord:
     Raises:
         DataError: no `config.yaml`, or a damaged file; the message names file and line.
     """
-    folder = Path(folder).resolve()
+    folder = Path(folder)
     config, text = _read_config(folder / "config.yaml")
     return RunRecord(
         folder=folder,
@@ -214,13 +215,16 @@ def read_run(folder: str | Path) -> RunRecord:
 
 
 def group_runs(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
-    """Runs that differ only in their seed (and in how they were scored or kept snapshots) stand together."""
+    """Runs that differ only in their seed (and in how they were scored or kept snapshots) stand together.
+
+    Groups come in the order of table rows, Random first.
+    """
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
         same = {k: v for k, v in record.config.items() if k not in ("seed", "evaluation", "saving")}
         key = json.dumps([same, record.dataset, record.fingerprint], sort_keys=True, default=str)
         groups.setdefault(key, []).append(record)
-    return list(groups.values())
+    return sorted(groups.values(), key=lambda group: (_subject(group[0]), _rank(group[0].method), group[0].name))
 
 
 def make_rows(records: Iterable[RunRecord]) -> list[Row]:
@@ -251,12 +255,17 @@ def _terms(row: Row) -> tuple[Any, ...]:
 
 
 def _order(row: Row) -> tuple[Any, ...]:
-    rank = RANDOM_METHODS.index(row.method) if row.method in RANDOM_METHODS else len(RANDOM_METHODS)
-    unscored = row.mean is None
-    return (
-        *(row.dataset, row.fingerprint, row.ipc, unscored, row.network or "", row.protocol or "", row.epochs or 0),
-        *(rank, row.method, row.runs),
-    )
+    measured = (row.mean is None, row.network or "", row.protocol or "", row.epochs or 0)
+    return _subject(row), measured, _rank(row.method), row.runs
+
+
+def _subject(item: Row | RunRecord) -> tuple[str, str, int]:
+    return item.dataset, item.fingerprint, item.ipc
+
+
+def _rank(method: str) -> tuple[int, str]:
+    """Random first, the others by name."""
+    return RANDOM_METHODS.index(method) if method in RANDOM_METHODS else len(RANDOM_METHODS), method
 
 
 def _rows_of_group(group: Sequence[RunRecord]) -> list[Row]:
@@ -299,8 +308,7 @@ def _scored_row(
 def _row_of_runs(runs: Sequence[RunRecord]) -> Row:
     """What a row says besides scores."""
     first = runs[0]
-    pool = [r.times["pool_seconds"] for r in runs if r.times.get("pool_seconds") is not None]
-    distill = [r.times["distill_seconds"] for r in runs if r.times.get("distill_seconds") is not None]
+    pool, distill = _times(runs, "pool_seconds"), _times(runs, "distill_seconds")
     return Row(
         method=first.method,
         dataset=first.dataset,
@@ -312,10 +320,12 @@ def _row_of_runs(runs: Sequence[RunRecord]) -> Row:
         pool_seconds=max(pool, default=None),
         distill_seconds=fmean(distill) if distill else None,
         recipe_hash=_joined(r.recipe_hash for r in runs),
-        device=_joined(str(r.environment.get("device") or "") for r in runs),
-        commit=_joined(str(r.environment.get("commit") or r.environment.get("git") or "") for r in runs),
         runs=tuple(r.name for r in runs),
     )
+
+
+def _times(runs: Sequence[RunRecord], key: str) -> list[float]:
+    return [float(r.times[key]) for r in runs if isinstance(r.times.get(key), (int, float))]
 
 
 def _joined(values: Iterable[str]) -> str:
@@ -345,6 +355,9 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
             value = value.get(key) if isinstance(value, dict) else None
         if not isinstance(value, kind):
             raise DataError(f"{path}: {'.'.join(keys)} is {value!r}; expected a resolved recipe, as a run saves it")
+    factor = config.setdefault("factor", [1, 1])
+    if not isinstance(factor, list) or len(factor) != 2:
+        raise DataError(f"{path}: factor is {factor!r}; expected two numbers, rows and columns")
     return config, text
 
 
@@ -404,7 +417,7 @@ def _score(record: dict[str, Any], path: Path) -> StoredScore:
     if version != SCHEMA_VERSION:
         raise DataError(f"{path}: schema_version {version!r}, this potstill reads {SCHEMA_VERSION}; upgrade it")
     for key, kind in (("network", str), ("protocol", str), ("epochs", int), ("seed", int), ("accuracy", (int, float))):
-        if not isinstance(record.get(key), kind):
+        if not isinstance(record.get(key), kind) or isinstance(record[key], bool):
             raise DataError(f"{path}, line 1: {key} is {record.get(key)!r}; expected a score as evaluate stores it")
     if not 0 <= record["accuracy"] <= 1:
         raise DataError(f"{path}, line 1: accuracy is {record['accuracy']!r}; expected a share between 0 and 1")

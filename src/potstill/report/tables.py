@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Shown for a value that is not there.
 MISSING = "–"
+#: Characters in a line where the output is no terminal.
+WIDTH_OF_FILES = 200
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Column:
 
     Attributes:
         cell: text of a row, "" where missing.
-        shared: whether it moves into the caption when all rows agree.
+        shared: whether it moves into the caption when all rows that have a value agree.
         number: whether it is set flush right.
         sparse: whether it is left out when no row has a value.
     """
@@ -98,14 +100,15 @@ def shown_table(given: Sequence[RunRecord] | Sequence[Row]) -> ShownTable:
     """What the tables for readers show of runs, or of rows made from them."""
     rows = _as_rows(given)
     filled = [column for column in COLUMNS if not column.sparse or any(map(column.cell, rows))]
-    common = [column for column in filled if column.shared and len({column.cell(row) for row in rows}) == 1]
-    facts = [f"{column.heading} {column.cell(rows[0])}" for column in common if column.cell(rows[0])]
+    values = {column.heading: sorted({column.cell(row) for row in rows} - {""}) for column in filled}
+    common = [column for column in filled if column.shared and len(values[column.heading]) <= 1]
+    facts = [f"{column.heading} {values[column.heading][0]}" for column in common if values[column.heading]]
     caption = "Accuracy on the test split at the last epoch"
     if any(row.mean is not None for row in rows):
         caption += ": mean +- sample standard deviation (n_sets x n_nets)"
     caption += ". Gain over the better Random row of the same data set, IPC, network, protocol and epochs."
     if facts:
-        caption += f" In all rows: {', '.join(facts)}."
+        caption += f" Throughout: {', '.join(facts)}."
     return ShownTable(tuple(column for column in filled if column not in common), tuple(rows), caption)
 
 
@@ -136,17 +139,29 @@ def to_csv(given: Sequence[RunRecord] | Sequence[Row]) -> str:
     return buffer.getvalue().rstrip("\n")
 
 
-def rich_table(given: Sequence[RunRecord] | Sequence[Row]) -> Table:
-    """The table for the terminal."""
+def rich_table(given: Sequence[RunRecord] | Sequence[Row], *, width: int | None = None) -> Table:
+    """The table for the terminal; the last columns go where `width` characters do not hold them, and it says so."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     shown = shown_table(given)
-    table = Table(caption=Text(shown.caption), caption_justify="left")
-    for column in shown.columns:
-        table.add_column(column.heading, justify="right" if column.number else "left", no_wrap=column.number)
+    # Headings break between words, cells do not.
+    needed = [
+        max(map(len, (*column.heading.split(), *column_cells)))
+        for column, *column_cells in zip(shown.columns, *shown.cells, strict=True)
+    ]
+    fitting = len(needed)
+    while width and fitting > 3 and sum(needed[:fitting]) + 2 * fitting > width:
+        fitting -= 1
+    left_out = ", ".join(column.heading for column in shown.columns[fitting:])
+    caption = shown.caption + (f" Left out for want of width: {left_out}." if left_out else "")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.caption, table.caption_justify = Text(caption), "left"
+    for column, least in zip(shown.columns[:fitting], needed, strict=False):
+        table.add_column(column.heading, justify="right" if column.number else "left", width=least)
     for cells in shown.cells:
-        table.add_row(*map(Text, cells))  # as text: a data set's name is not markup
+        table.add_row(*map(Text, cells[:fitting]))  # as text: a data set's name is not markup
     return table
 
 
@@ -155,7 +170,9 @@ def terminal_table(given: Sequence[RunRecord] | Sequence[Row], console: Console 
     from rich.console import Console
 
     console = console or Console()
-    console.print(rich_table(given), width=None if console.is_terminal else 160, crop=False)
+    if not console.is_terminal:
+        console.width = WIDTH_OF_FILES
+    console.print(rich_table(given, width=console.width))
 
 
 def _as_rows(given: Sequence[RunRecord] | Sequence[Row]) -> list[Row]:

@@ -11,7 +11,7 @@ from .rows import RANDOM_METHODS, Row, RunRecord, better_random
 #: What a method does; one that is not listed is called by its name alone.
 METHODS_IN_WORDS = {
     "random": "whole real training images chosen at random; nothing is learned",
-    "random_mix": "real training images, shrunk and put into mosaics; nothing is learned (the undistilled start)",
+    "random_mix": "the undistilled start: real training images, shrunk and put into mosaics; nothing is learned",
     "dsdm": "diversified semantic distribution matching: images are changed until the mean and the covariance of each "
     "class's features agree with those of real images",
 }
@@ -43,8 +43,9 @@ def describe_results(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def describe_run(record: RunRecord) -> str:
-    """One sentence or two: the method, the size of the set, the steps and the pool."""
+def describe_runs(group: Sequence[RunRecord]) -> str:
+    """A sentence on runs that differ only in their seed: method, size of the set, steps, pool and seeds."""
+    record = group[0]
     rows, columns = record.factor
     tiles = f", each a mosaic of {rows} x {columns} smaller ones" if (rows, columns) != (1, 1) else ""
     what = METHODS_IN_WORDS.get(record.method)
@@ -57,7 +58,8 @@ def describe_run(record: RunRecord) -> str:
         if isinstance(pool, dict) and pool.get("members"):
             kind = "pre-trained" if pool.get("pretrained", True) else "untrained"
             text += f" against {pool['members']} {kind} networks ({pool.get('network', 'not named')})"
-    return f"{text}; seed {record.config.get('seed', 'not given')}."
+    seeds = _unique(str(r.config.get("seed", "not given")) for r in group)
+    return f"{text}; seed{'s' if len(seeds) > 1 else ''} {_listed(seeds)}."
 
 
 def describe_missing(record: RunRecord) -> list[str]:

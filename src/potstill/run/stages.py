@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -105,7 +105,6 @@ def distill_run(
 def _distill(recipe: Recipe, method: Method[Any], problem: Problem, store: RunStore, reporter: Reporter) -> SyntheticSet:
     state = _first_state(method, problem, store)
     seconds = float(store.read_json("times.json").get("distill_seconds", 0.0))
-    metrics = MetricsLog(store.metrics, state.step)
     started = time.perf_counter()
 
     def save(state: State) -> None:
@@ -113,10 +112,14 @@ def _distill(recipe: Recipe, method: Method[Any], problem: Problem, store: RunSt
         store.write_snapshot(state.to_tensors())
         store.write_json("times.json", _times(problem.pool, seconds + time.perf_counter() - started))
 
-    with reporter.stage("distill", method.steps, state.step) as stage, stop_requests() as stopping:
+    with (
+        closing(MetricsLog(store.metrics, state.step)) as metrics,
+        reporter.stage("distill", method.steps, state.step) as stage,
+        stop_requests() as stopping,
+    ):
         while state.step < method.steps:
             state, record = method.step(problem, state)
-            _check_finite(record, state.step, store)
+            _check_finite({**record, "the sum of the images": float(state.images.sum())}, state.step, store)
             metrics.append({"step": state.step, "seconds": round(time.perf_counter() - started, 3), **record})
             stage.advance(_terms(record))
             if state.step in recipe.saving.keep:
@@ -124,12 +127,11 @@ def _distill(recipe: Recipe, method: Method[Any], problem: Problem, store: RunSt
             if state.step % recipe.saving.every == 0 or state.step == method.steps or stopping():
                 save(state)
             if stopping() and state.step < method.steps:
-                metrics.close()
                 raise Interrupted(
                     f"interrupted after step {state.step}; go on with: potstill distill --resume {store.root}"
                 )
-    save(state)
-    metrics.close()
+        if method.steps == 0:
+            save(state)
     synthetic = _result(recipe, method, problem, state)
     store.write_set(store.distilled, synthetic)
     return synthetic

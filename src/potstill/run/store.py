@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -125,11 +125,13 @@ class RunStore:
 
     def clear(self) -> None:
         """Forget everything a former run left here, other people's files excepted."""
-        for path in (self.config, self.metrics, self.snapshot, self.distilled, self.initial, self.preview):
+        for path in (self.distilled, self.snapshot, self.metrics, self.initial, self.preview):
             path.unlink(missing_ok=True)
         for pattern in ("scores/*.json", "state/kept/*.safetensors", "report.html", "env.json", "times.json"):
             for path in self.root.glob(pattern):
                 path.unlink()
+        # Last: were it gone and a process killed here, the rest would be taken for a run of any recipe.
+        self.config.unlink(missing_ok=True)
 
     def score_path(self, network: str, protocol: str, epochs: int, seed: int) -> Path:
         return self.scores / f"{network}-{protocol}-{epochs}-{seed:016x}.json"
@@ -163,7 +165,9 @@ class MetricsLog:
         self._guarded(lambda: (self._file.flush(), os.fsync(self._file.fileno())))
 
     def close(self) -> None:
-        self._file.close()
+        """Lines since the last `flush` belong to no snapshot: a full disk may lose them."""
+        with suppress(OSError):
+            self._file.close()
 
     def _guarded(self, act: Any) -> None:
         try:
@@ -175,11 +179,11 @@ class MetricsLog:
 def _cut_back(path: Path, steps_done: int) -> None:
     kept = []
     if path.exists() and steps_done:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 if json.loads(line)["step"] <= steps_done:
                     kept.append(line + "\n")
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, TypeError):
                 break  # the half line of a killed process
     write_atomically(path, "".join(kept))
 

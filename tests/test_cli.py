@@ -1,0 +1,585 @@
+"""The command line: fast help, documented exit codes, results on stdout, and everything else on stderr."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import potstill
+from potstill.cli import main
+from potstill.evaluation import PROTOCOLS
+from potstill.listing import describe, names
+from potstill.methods import METHODS
+from potstill.methods.dsdm import DSDM
+from potstill.networks import NETWORKS
+from potstill.run.progress import Reporter
+from potstill.run.store import RunStore
+from potstill.synthetic import SyntheticSet
+
+VERBS = ["distill", "evaluate", "compare", "pretrain", "export", "report", "list"]
+KINDS = ["methods", "datasets", "networks", "recipes", "protocols"]
+EAGER = ["--device", "cpu", "--precision", "fp32", "--threads", "1", "--compile", "false"]
+DIGITS = ["distill", "--dataset", "digits", "--ipc", "1", *EAGER]
+DSDM_KEYS = ["--method.steps", "4", "--method.real_batch", "16", "--pool.members", "1", "--pool.pretrained", "false"]
+
+
+@pytest.fixture(autouse=True)
+def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache or data, and none inherits a terminal's or a CI's settings."""
+    monkeypatch.setenv("POTSTILL_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("POTSTILL_DATA_DIR", str(tmp_path / "data"))
+    for name in ("CI", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the digits, not to be changed."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert main([*DIGITS, *DSDM_KEYS, "--out", str(folder), "-q"]) == 0
+    return folder
+
+
+def python(*words: str, **keys: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(potstill.__file__).parents[1])}
+    return subprocess.run(
+        [sys.executable, *words], env=environment, capture_output=True, text=True, timeout=300, **keys
+    )
+
+
+def exit_code(words: list[str]) -> int:
+    """Of `main`, also where argparse ends the process."""
+    try:
+        return main(words)
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+def one_error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = [line for line in captured.err.splitlines() if line.startswith("potstill:")]
+    assert "Traceback" not in captured.err
+    return line
+
+
+# --- help
+
+
+@pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in VERBS)], ids=" ".join)
+def test_help_takes_less_than_half_a_second_of_processor_time(words: list[str]) -> None:
+    assert processor_seconds(["-m", "potstill", *words]) < 0.5
+
+
+def processor_seconds(words: list[str]) -> float:
+    """User and system time of a child, the best of at most five: a busy machine only makes it longer."""
+    best = float("inf")
+    environment = {**os.environ, "PYTHONPATH": str(Path(potstill.__file__).parents[1])}
+    for _ in range(5):
+        child = subprocess.Popen([sys.executable, *words], env=environment, stdout=subprocess.DEVNULL)
+        _, status, used = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        assert child.returncode == 0
+        best = min(best, used.ru_utime + used.ru_stime)
+        if best < 0.25:
+            break
+    return best
+
+
+def test_help_of_every_verb_and_usage_errors_do_without_torch() -> None:
+    code = f"""if 1:
+        import sys
+        from potstill.cli import main
+        for words in {[["--help"], ["--version"], *([v, "--help"] for v in VERBS), ["nonsense"], ["list", "nonsense"]]}:
+            try:
+                main(words)
+            except SystemExit:
+                pass
+        heavy = {{"torch", "numpy", "matplotlib", "yaml", "rich", "jsonargparse"}} & set(sys.modules)
+        print("heavy:", sorted(heavy))
+    """
+    assert python("-c", code).stdout.splitlines()[-1] == "heavy: []"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_tells_the_exit_codes_and_the_common_options(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code([verb, "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for part in ("--json", "--quiet", "0 done", "1 the run failed", "130 interrupted"):
+        assert part in text
+
+
+def test_every_verb_is_tested_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["--help"]) == 0
+    text = capsys.readouterr().out
+    listed = [line.split()[0] for line in text.splitlines() if line.startswith("    ") and line[4] != " "]
+    assert listed == VERBS
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    from potstill._version import __version__
+
+    assert exit_code(["--version"]) == 0
+    assert capsys.readouterr().out == f"potstill {__version__}\n"
+
+
+# --- exit codes
+
+
+def test_exit_0_for_what_is_done_also_from_a_shell() -> None:
+    done = python("-m", "potstill", "list", "methods")
+    assert done.returncode == 0 and done.stderr == ""
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(METHODS)
+
+
+def test_exit_1_for_a_run_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = DSDM.step
+    monkeypatch.setattr(DSDM, "step", lambda *given: (plain(*given)[0], {"loss": float("inf")}))
+    assert main([*DIGITS, *DSDM_KEYS, "--out", str(tmp_path / "run"), "-q"]) == 1
+    assert "step 1: loss is inf" in one_error_line(capsys)
+
+
+def test_exit_1_for_a_folder_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunStore(tmp_path / "run").locked():
+        assert main([*DIGITS, "--method", "random", "--out", str(tmp_path / "run"), "-q"]) == 1
+    assert "another process is working on this run" in one_error_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([*DIGITS, "--method", "dsmd", "--out", "x"], "unknown method 'dsmd': known are dsdm, random, random_mix"),
+        ([*DIGITS, "--dataset", "cifar12", "--out", "x"], "unknown data set 'cifar12': known are cifar10, cifar100"),
+        ([*DIGITS, "--method.step", "3", "--out", "x"], "unknown recipe key 'method.step' of method 'dsdm'"),
+        ([*DIGITS, "--method.steps", "few", "--out", "x"], "\"method.steps\": Expected a <class 'int'>"),
+        ([*DIGITS, "--method.steps", "--out", "x"], "--method.steps: no value given"),
+        ([*DIGITS, "stray", "--out", "x"], "unexpected argument 'stray'"),
+        ([*DIGITS, "--ipc", "0", "--out", "x"], "ipc=0: need at least 1"),
+        ([*DIGITS, "--factor", "5", "--out", "x"], "factor=5,5: each must be 1, 2 or 3"),
+        ([*DIGITS, "--fidelity", "exact", "--out", "x"], "use one of paper, code, potstill"),
+        ([*DIGITS, "--device", "tpu9", "--method", "random", "--out", "x"], "device='tpu9': use auto, cpu, cuda"),
+        ([*DIGITS, "--config", "nope", "--out", "x"], "no recipe 'nope': give a file, or one of digits_demo"),
+        (DIGITS, "no folder for the run: add --out DIR"),
+        (["distill", "--resume", "nowhere"], "nowhere: no run here"),
+        (["compare", "--methods", "random,dm9", "--dataset", "digits", "--out", "x"], "unknown method 'dm9'"),
+        (["list", "methods", "nope"], "unknown method 'nope': known are dsdm"),
+        (["list", "networks", "nope"], "unknown network 'nope': known are convnet"),
+        (["list", "datasets", "nope"], "unknown data set 'nope'"),
+        (["list", "recipes", "nope"], "no recipe 'nope'"),
+        (["list", "protocols", "nope"], "unknown protocol 'nope'"),
+        (["list", "methods", "dsdm", "more"], "unexpected argument 'more': see potstill list --help"),
+    ],
+)
+def test_exit_2_with_one_line_for_wrong_usage(
+    words: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert exit_code(words) == 2
+    assert named in one_error_line(capsys)
+    assert not list(tmp_path.glob("*/synthetic"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["brew"],
+        ["distill", "--ipc", "ten"],
+        ["distill", "--factor", "1,2,3"],
+        ["distill", "--precision", "fp8"],
+        ["distill", "--keep-snapshots", "a,b"],
+        ["evaluate"],
+        ["evaluate", "x", "--nets", "many"],
+        ["compare", "--methods", "random"],
+        ["compare", "--methods", ",", "--out", "x"],
+        ["compare", "--seeds", "0", "--out", "x"],
+        ["export", "x"],
+        ["report", "x", "--format", "pdf"],
+        ["list"],
+        ["list", "colours"],
+    ],
+    ids=" ".join,
+)
+def test_exit_2_where_the_parser_itself_refuses(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "usage: potstill" in captured.err and "error:" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([*DIGITS, "--dataset", "missing.npz", "--out", "x"], "missing.npz: no such file or folder"),
+        ([*DIGITS, "--dataset", "cifar10", "--method", "random", "--out", "x"], "cifar10: "),
+        ([*DIGITS, "--method", "random", "--ipc", "500", "--out", "x"], "500 needed for ipc=500"),
+        (["evaluate", "nowhere", "--json"], "nowhere: no such file or folder"),
+        (["export", "nowhere", "--to", "folder"], "nowhere: no such file or folder"),
+        (["report", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_exit_3_for_data_that_are_missing(
+    words: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert exit_code([*words, "-q"]) == 3
+    assert named in one_error_line(capsys)
+
+
+def test_exit_3_for_a_damaged_set(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "distilled.safetensors"
+    broken.write_bytes(RunStore(finished).distilled.read_bytes()[:-100])
+    assert main(["evaluate", str(broken), "-q"]) == 3
+    assert "distilled.safetensors" in one_error_line(capsys)
+
+
+def test_exit_4_names_the_missing_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
+    words = [*DIGITS, "--dataset", "cifar10", "--download", "--out", str(tmp_path / "run"), "-q"]
+    assert main(words) == 4
+    assert "pip install 'potstill[hub]'" in one_error_line(capsys)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_exit_130_for_an_interrupted_run_which_the_printed_command_finishes(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = DSDM.step
+
+    def ask(*given: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return plain(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DSDM, "step", ask)
+        assert main([*DIGITS, *DSDM_KEYS, "--out", str(tmp_path / "run"), "-q"]) == 130
+    line = one_error_line(capsys)
+    command = line.partition("go on with: potstill ")[2].split()
+    assert command == ["distill", "--resume", str(tmp_path / "run")]
+    assert main([*command, "-q"]) == 0
+    assert RunStore(tmp_path / "run").distilled.exists()
+
+
+def test_exit_130_for_ctrl_c_outside_any_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("potstill.data.load_dataset", interrupted)
+    assert main([*DIGITS, "--out", str(tmp_path / "run")]) == 130
+    assert one_error_line(capsys) == "potstill: interrupted"
+
+
+def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
+    """As in `potstill list methods | head -0`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {**os.environ, "PYTHONPATH": str(Path(potstill.__file__).parents[1])}
+    command = [sys.executable, "-m", "potstill", "list", "methods"]
+    done = subprocess.run(command, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writing)
+    assert "Traceback" not in done.stderr
+
+
+# --- one JSON document
+
+
+def document(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)  # fails on anything before or after it
+    assert found["schema_version"] == 1
+    return found
+
+
+def test_distill_prints_one_json_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = document([*DIGITS, *DSDM_KEYS, "--out", str(tmp_path / "run")], capsys)
+    assert found["run"] == str(tmp_path / "run")
+    assert found["images"] == [10, 1, 1, 8, 8] and found["numbers_stored"] == 640
+    assert found["distill_seconds"] > 0 and len(found["recipe_hash"]) == 12
+
+
+def test_evaluate_prints_one_json_document(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", str(finished), "--nets", "1", "--epochs", "2", "--protocol", "dc", "--out", str(tmp_path)]
+    found = document([*words, "--eight-bit"], capsys)
+    assert (found["n_sets"], found["n_nets"], found["selection"]) == (1, 1, "last epoch")
+    (score,) = found["scores"]
+    assert (score["protocol"], score["epochs"], score["accuracy"]) == ("dc", 2, found["mean"])
+    assert found["std"] is None
+    assert found["eight_bit"]["difference"] == pytest.approx(found["eight_bit"]["mean"] - found["mean"])
+    assert found["recipe_hash"] == SyntheticSet.load(RunStore(finished).distilled).provenance["recipe_hash"]
+
+
+def test_pretrain_prints_one_json_document(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["pretrain", "--dataset", "digits", "--pool.members", "1", "--pool.epochs", "1", *EAGER]
+    found = document(words, capsys)
+    (accuracy,) = found["train_accuracy"]
+    assert len(found["members"]) == 1 and 0 <= float(accuracy) <= 1
+    assert document(words, capsys)["members"] == found["members"]
+
+
+def test_export_prints_one_json_document(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = document(["export", str(finished), "--to", "folder", "--out", str(tmp_path / "export")], capsys)
+    assert found["format"] == "folder" and Path(found["written"]).exists()
+
+
+@pytest.mark.parametrize("format", ["html", "markdown", "csv"])
+def test_report_prints_one_json_document(
+    format: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copy_of(finished, tmp_path)
+    found = document(["report", str(folder), "--format", format], capsys)
+    if format == "html":
+        assert Path(found["report"]).is_file()
+    else:
+        assert [row["method"] for row in found["rows"]] == ["dsdm"]
+
+
+def copy_of(run: Path, place: Path) -> Path:
+    return Path(shutil.copytree(run, place / "copy"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_list_prints_one_json_document_for_a_kind_and_for_every_entry(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = document(["list", kind], capsys)[kind]
+    assert listed
+    for name in listed:
+        assert document(["list", kind, name], capsys)["name"] == name
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*DIGITS, "--method", "nope", "--out", "x", "--json"],
+        ["list", "methods", "nope", "--json"],
+        ["evaluate", "nowhere", "--json"],
+    ],
+)
+def test_a_failure_leaves_stdout_empty_with_json_too(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) in (2, 3)
+    assert one_error_line(capsys)
+
+
+# --- stdout and stderr
+
+
+def test_results_go_to_stdout_and_progress_to_stderr_without_bars(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main([*DIGITS, *DSDM_KEYS, "--out", str(run)]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{RunStore(run).distilled}\nnext: potstill evaluate {run}\n"
+    assert "dsdm: runtime: cpu, fp32, eager, 1 thread" in said.err
+    (line,) = [line for line in said.err.splitlines() if line.startswith("distill")]
+    assert line.startswith("distill 4/4, 0 s left  loss ")
+    assert not set(said.err) & set("\x1b\r━╸")
+
+
+def test_quiet_leaves_stderr_empty(tmp_path: Path) -> None:
+    words = [*DIGITS, *DSDM_KEYS, "--out", str(tmp_path / "run")]
+    quiet = python("-m", "potstill", *words, "-q")
+    assert quiet.returncode == 0 and quiet.stderr == ""
+    assert quiet.stdout.startswith(str(tmp_path / "run"))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_there_are_bars_on_a_terminal_but_not_in_ci_nor_when_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    assert Reporter().bars
+    assert not Reporter(quiet=True).bars
+    monkeypatch.setenv("CI", "true")
+    assert not Reporter().bars
+
+
+def test_a_bar_shows_the_stage_its_steps_and_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    with Reporter().stage("distill", total=7, done=3) as stage:
+        stage.advance("loss 1.25")
+    shown = screen.getvalue()
+    assert all(part in shown for part in ("distill", "4/7", "loss 1.25"))
+
+
+def test_the_table_formats_of_report_are_printed(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["report", str(finished), "--format", "markdown"]) == 0
+    assert "| dsdm" in capsys.readouterr().out
+    assert main(["report", str(finished), "--format", "csv"]) == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert row["method"] == "dsdm"
+
+
+# --- options and the recipe
+
+
+def config_of(words: list[str], tmp_path: Path) -> dict[str, Any]:
+    assert main([*words, "--out", str(tmp_path / "run"), "-q"]) == 0
+    return yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+
+
+def test_short_options_are_recipe_keys(tmp_path: Path) -> None:
+    words = [*DIGITS, "--method", "random", "--ipc", "2", "--factor", "1,2", "--seed", "4", "--keep-snapshots", "0,3"]
+    config = config_of(words, tmp_path)
+    assert (config["ipc"], config["factor"], config["seed"]) == (2, [1, 2], 4)
+    assert (config["method"], config["data"]["name"], config["saving"]["keep"]) == (
+        {"name": "random"},
+        "digits",
+        [0, 3],
+    )
+    runtime = {"device": "cpu", "precision": "fp32", "threads": 1, "compile": False, "chunk": "auto"}
+    assert config["runtime"] == runtime
+
+
+def test_keys_go_over_short_options_and_those_over_the_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("ipc: 3\nseed: 8\nmethod: {name: random}\nfactor: [1, 1]\n")
+    words = [
+        "distill",
+        "--config",
+        str(tmp_path / "mine.yaml"),
+        "--seed",
+        "9",
+        "--factor",
+        "2",
+        "--ipc",
+        "2",
+        "--ipc",
+        "1",
+    ]
+    config = config_of([*words, "--factor", "3", "--init.pick=first"], tmp_path)
+    assert (config["ipc"], config["seed"], config["factor"], config["init"]["pick"]) == (1, 9, [3, 3], "first")
+
+
+def test_one_number_is_a_square_factor(tmp_path: Path) -> None:
+    assert config_of([*DIGITS, "--method", "random", "--factor", "2"], tmp_path)["factor"] == [2, 2]
+
+
+def test_an_existing_run_asks_for_resume_or_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*DIGITS, "--method", "random", "--out", str(tmp_path / "run"), "-q"]
+    assert main(words) == 0
+    first = RunStore(tmp_path / "run").distilled.read_bytes()
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "--resume to go on with it, or --overwrite" in one_error_line(capsys)
+    assert main([*words, "--resume"]) == 0
+    assert main([*words, "--seed", "1", "--overwrite"]) == 0
+    assert RunStore(tmp_path / "run").distilled.read_bytes() != first
+
+
+def test_resume_needs_no_more_than_the_folder(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = RunStore(finished).config.read_text()
+    found = document(["distill", "--resume", str(finished), "-q"], capsys)
+    assert found["run"] == str(finished)
+    assert RunStore(finished).config.read_text() == before
+
+
+def test_resume_with_another_recipe_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["distill", "--resume", str(finished), "--seed", "7", "-q"]) == 2
+    assert "holds a run of recipe" in one_error_line(capsys)
+
+
+# --- evaluate
+
+
+def test_a_set_file_is_evaluated_like_its_run(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--nets", "1", "--epochs", "1", "-q", *EAGER]
+    of_run = document(["evaluate", str(finished), "--out", str(tmp_path / "a"), *options], capsys)
+    file = str(RunStore(finished).distilled)
+    of_file = document(["evaluate", file, "--out", str(tmp_path / "b"), *options], capsys)
+    assert of_run["mean"] == of_file["mean"]
+    assert [s["seed"] for s in of_run["scores"]] == [s["seed"] for s in of_file["scores"]]
+
+
+def test_scores_lie_in_the_run_folder_and_the_seed_is_of_the_networks(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copy_of(finished, tmp_path)
+    options = ["--nets", "1", "--epochs", "1", "-q", *EAGER]
+    seeds = [document(["evaluate", str(folder), "--seed", s, *options], capsys)["scores"][0]["seed"] for s in "012"]
+    assert len(set(seeds)) == 3
+    assert len(list((folder / "scores").glob("*.json"))) == 3
+
+
+def test_a_set_of_other_data_is_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "other.npz"
+    images, labels = np.zeros((30, 16, 16), np.uint8), np.arange(30) % 3
+    images[:, 0] = 255
+    np.savez(data, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    capsys.readouterr()
+    code = main(["evaluate", str(RunStore(finished).distilled), "--dataset", str(data), "-q", "--out", str(tmp_path)])
+    assert code in (2, 3)
+    assert "10 classes" in one_error_line(capsys)
+
+
+def test_a_pt_file_needs_its_data_set_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"images": torch.rand(10, 1, 8, 8), "labels": torch.arange(10)}, tmp_path / "set.pt")
+    assert main(["evaluate", str(tmp_path / "set.pt"), "-q"]) == 2
+    assert "add --dataset NAME" in one_error_line(capsys)
+
+
+# --- list
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_list_shows_every_entry_with_a_line_of_its_own(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", kind]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(names(kind))
+    if kind in ("methods", "datasets", "networks"):
+        texts = [line.split(maxsplit=1)[1] for line in lines]
+        assert all(texts)
+    if kind in ("methods", "networks"):
+        assert len(set(texts)) == len(texts)  # no two share a docstring by inheritance
+
+
+def test_list_knows_the_registries() -> None:
+    assert list(names("methods")) == list(METHODS)
+    assert list(names("networks")) == list(NETWORKS)
+    assert list(names("protocols")) == list(PROTOCOLS)
+
+
+def test_an_entry_shows_its_keys_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "methods", "dsdm"]) == 0
+    shown = capsys.readouterr().out
+    assert "method.covariance_weight" in shown and "50.0" in shown
+    assert "lambda_1" in shown  # the keys are explained
+    assert describe("methods", "dsdm")["keys"]["method.steps"] == 3000
+
+
+def test_a_data_sets_entry_tells_its_facts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "datasets", "digits"]) == 0
+    shown = capsys.readouterr().out
+    assert "10 classes, 1437 training and 360 test images, CC BY 4.0" in shown
+    assert "classes: 0, 1, 2" in shown

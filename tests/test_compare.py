@@ -1,0 +1,169 @@
+"""A comparison: every method under one recipe, failures as outcomes, finished work kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from potstill.cli import main
+from potstill.errors import Interrupted, UsageError
+from potstill.methods.dsdm import DSDM
+from potstill.run import stages
+from potstill.run.compare import Outcome, compare
+from potstill.run.progress import Reporter
+from potstill.spec import LabelledDataset
+from potstill.synthetic import SyntheticSet
+
+SMALL: dict[str, Any] = {
+    "ipc": 1,
+    "methods": {"dsdm": {"steps": 2, "real_batch": 16}},
+    "pool": {"members": 2, "pretrained": False},
+    "runtime": {"device": "cpu", "precision": "fp32", "threads": 1, "compile": False},
+    "evaluation": {"nets": 2, "epochs": 1},
+}
+
+
+def compared(data: LabelledDataset, out: Path, **changes: Any) -> list[Outcome]:
+    given: dict[str, Any] = {"methods": ["random", "dsdm"], "ipcs": [1], "seeds": [0], "reporter": Reporter(quiet=True)}
+    return compare(data, [changes.pop("recipe", SMALL)], out=out, **{**given, **changes})
+
+
+def break_dsdm(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = DSDM.step
+    monkeypatch.setattr(DSDM, "step", lambda *given: (plain(*given)[0], {"loss": float("nan")}))
+
+
+def test_every_method_ipc_and_seed_gets_a_folder_and_scores(toy_dataset: LabelledDataset, tmp_path: Path) -> None:
+    outcomes = compared(toy_dataset, tmp_path, ipcs=[1, 2], seeds=[0, 1])
+    cells = [(o.ipc, o.method, o.seed) for o in outcomes]
+    assert cells == [(ipc, m, seed) for ipc in (1, 2) for m in ("random", "dsdm") for seed in (0, 1)]
+    for outcome in outcomes:
+        assert outcome.failure == "" and outcome.scores is not None and outcome.scores.n_nets == 2
+        small = SyntheticSet.load(outcome.folder / "synthetic" / "distilled.safetensors")
+        assert small.ipc == outcome.ipc and small.provenance["method"] == outcome.method
+    assert len({o.folder for o in outcomes}) == 8
+
+
+def test_all_sets_are_scored_by_the_same_networks(toy_dataset: LabelledDataset, tmp_path: Path) -> None:
+    outcomes = compared(toy_dataset, tmp_path)
+    seeds = [[score.seed for score in o.scores.scores] for o in outcomes if o.scores]
+    assert seeds[0] == seeds[1] and len(set(seeds[0])) == 2
+
+
+def test_a_failing_method_becomes_an_outcome_with_its_reason_and_the_others_go_on(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_dsdm(monkeypatch)
+    dsdm, random = compared(toy_dataset, tmp_path, methods=["dsdm", "random"])
+    assert dsdm.scores is None and "step 1: loss is nan" in dsdm.failure
+    assert random.failure == "" and random.scores is not None
+
+
+def test_missing_images_are_a_failure_of_the_methods_that_need_them_alone(
+    toy_dataset: LabelledDataset, tmp_path: Path
+) -> None:
+    """40 images per class: 11 mosaics of four want 44."""
+    outcomes = compared(toy_dataset, tmp_path, methods=["random_mix", "random"], ipcs=[11])
+    assert "has 40 training images, 44 needed" in outcomes[0].failure
+    assert outcomes[1].scores is not None
+
+
+def test_finished_work_is_not_done_again(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = compared(toy_dataset, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(DSDM, "step", lambda *_: pytest.fail("distilled again"))
+        patch.setattr(stages, "evaluate_once", lambda *_, **__: pytest.fail("scored again"))
+        again = compared(toy_dataset, tmp_path)
+    assert again == first
+
+
+def test_only_what_failed_or_is_new_is_done_by_the_same_call(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        break_dsdm(patch)
+        compared(toy_dataset, tmp_path)
+    scored = []
+    plain = stages.evaluate_once
+    monkeypatch.setattr(stages, "evaluate_once", lambda *a, **k: scored.append(k["seed"]) or plain(*a, **k))
+    outcomes = compared(toy_dataset, tmp_path)
+    assert [o.failure for o in outcomes] == ["", ""]
+    assert len(scored) == 2  # the networks of dsdm
+
+
+def test_overwriting_distils_again(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared(toy_dataset, tmp_path)
+    steps = []
+    plain = DSDM.step
+    monkeypatch.setattr(DSDM, "step", lambda *given: steps.append(1) or plain(*given))
+    compared(toy_dataset, tmp_path, overwrite=True)
+    assert len(steps) == 2
+
+
+def test_a_recipe_that_one_method_cannot_have_stops_before_any_work(
+    toy_dataset: LabelledDataset, tmp_path: Path
+) -> None:
+    recipe = {**SMALL, "method": {"steps": 2}}
+    with pytest.raises(UsageError, match=r"'method\.steps' of method 'random'"):
+        compared(toy_dataset, tmp_path, recipe=recipe, methods=["dsdm", "random"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption_ends_the_comparison(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise Interrupted("interrupted after step 1")
+
+    monkeypatch.setattr(DSDM, "step", interrupted)
+    with pytest.raises(Interrupted):
+        compared(toy_dataset, tmp_path, methods=["dsdm", "random"])
+    assert not (tmp_path / "random-ipc1-seed0").exists()
+
+
+def test_the_same_comparison_gives_the_same_sets(toy_dataset: LabelledDataset, tmp_path: Path) -> None:
+    one, other = (compared(toy_dataset, tmp_path / name, methods=["dsdm"])[0] for name in "ab")
+    images = [SyntheticSet.load(o.folder / "synthetic" / "distilled.safetensors").images for o in (one, other)]
+    assert torch.equal(*images)
+
+
+COMMAND = [
+    "compare", "--dataset", "digits", "--ipc", "1", "--methods", "random,dsdm", "--nets", "1", "--epochs", "1", "-q",
+    "--methods.dsdm.steps", "2", "--methods.dsdm.real_batch", "16", "--pool.members", "1", "--pool.pretrained", "false",
+    "--device", "cpu", "--precision", "fp32", "--threads", "1", "--compile", "false",
+]  # fmt: skip
+
+
+def test_the_command_prints_rows_and_failures_as_one_json_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    break_dsdm(monkeypatch)
+    assert main([*COMMAND, "--out", str(tmp_path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema_version"] == 1
+    (failure,) = document["failures"]
+    assert {k: failure[k] for k in ("method", "ipc", "seed")} == {"method": "dsdm", "ipc": 1, "seed": 0}
+    assert "loss is nan" in failure["failure"]
+    rows = {row["method"]: row for row in document["rows"]}
+    assert 0 <= rows["random"]["mean"] <= 1
+    assert rows["dsdm"]["mean"] is None
+
+
+def test_the_command_prints_one_table_and_the_reasons_of_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    break_dsdm(monkeypatch)
+    assert main([*COMMAND, "--out", str(tmp_path), "--seeds", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "random" in printed
+    assert "dsdm ipc 1 seed 0: failed: step 1: loss is nan" in printed
+    assert "dsdm ipc 1 seed 1: failed" in printed
+    assert {p.name for p in tmp_path.iterdir()} == {f"{m}-ipc1-seed{s}" for m in ("random", "dsdm") for s in (0, 1)}

@@ -1,0 +1,127 @@
+"""Writing aside and renaming: the old content or the new, never a part, and nothing left over."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from potstill import files
+from potstill.errors import RunError
+from potstill.files import write_atomically
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    path = tmp_path / "state.bin"
+    path.write_bytes(b"old")
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x00new\xff", "new ✓", b"", b"x" * 300_000], ids=["bytes", "text", "empty", "long"]
+)
+def test_content_is_replaced_whole(content: bytes | str, target: Path) -> None:
+    write_atomically(target, content)
+    assert target.read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert names(target.parent) == ["state.bin"]
+
+
+def test_missing_folders_are_made(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a" / "b" / "new.txt", "x")
+    assert (tmp_path / "a" / "b" / "new.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize("function", ["replace", "fsync"])
+@pytest.mark.parametrize("blow", [KeyboardInterrupt, OSError(errno.EIO, "Input/output error")], ids=["stop", "fault"])
+def test_write_cut_off_before_the_rename_leaves_the_old_content_alone(
+    function: str, blow, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise blow
+
+    monkeypatch.setattr(os, function, fail)
+    with pytest.raises((KeyboardInterrupt, RunError)):
+        write_atomically(target, b"new")
+    monkeypatch.undo()
+    assert target.read_bytes() == b"old"
+    assert names(target.parent) == ["state.bin"]
+
+
+def test_content_is_on_the_disk_before_the_rename(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renaming first would leave an empty file after a power cut; the folder is flushed last to keep the rename."""
+    calls = []
+    fsync, replace = os.fsync, os.replace
+
+    def watched_fsync(handle: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(handle).st_mode)
+        calls.append("flush folder" if is_folder else f"flush {os.fstat(handle).st_size} bytes")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("rename"), replace(*paths)))
+    write_atomically(target, b"12345")
+    assert calls == ["flush 5 bytes", "rename", "flush folder"]
+
+
+@pytest.mark.parametrize("at", ["write", "fsync"])
+def test_full_disk_is_a_run_error_with_the_remedy(at: str, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    class FullFile:
+        """What os.fdopen gives, on a disk that takes nothing."""
+
+        def __init__(self, handle: int, mode: str):
+            self.file = open(handle, mode)  # noqa: SIM115
+
+        def __enter__(self) -> FullFile:
+            return self
+
+        def __exit__(self, *reason: object) -> None:
+            self.file.close()
+
+        def write(self, data: bytes) -> int:
+            raise full
+
+    def fail(handle: int) -> None:
+        raise full
+
+    monkeypatch.setattr(os, *(("fdopen", FullFile) if at == "write" else ("fsync", fail)))
+    with pytest.raises(RunError, match=r"cannot write .*state.bin: No space left on device; free some space") as caught:
+        write_atomically(target, b"new")
+    assert caught.value.exit_code == 1
+    assert target.read_bytes() == b"old"
+    assert names(target.parent) == ["state.bin"]
+
+
+def test_folder_that_cannot_be_made_is_a_run_error(target: Path) -> None:
+    with pytest.raises(RunError, match=r"cannot write .*: (Not a directory|File exists); check the folder"):
+        write_atomically(target / "below a file" / "x", b"new")
+
+
+def test_temporary_file_lies_hidden_beside_its_target(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renaming across file systems would fail; visible names would be taken for results."""
+    seen = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda source, to: (seen.append(Path(source)), replace(source, to)))
+    write_atomically(target, b"new")
+    assert seen[0].parent == target.parent
+    assert seen[0].name.startswith(".state.bin.")
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
+def test_permissions_follow_the_umask(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "shared.bin", b"x")
+        assert stat.S_IMODE((tmp_path / "shared.bin").stat().st_mode) == mode
+        assert files._umask() == umask  # asking for it leaves it as it is
+    finally:
+        os.umask(before)

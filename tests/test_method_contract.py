@@ -1,0 +1,240 @@
+"""What every method owes the rest, checked on each one in the registry: a new method needs no line here."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from potstill.config import resolve
+from potstill.methods import METHODS, Init, Method, Problem, State, run_method
+from potstill.pool import untrained
+from potstill.run.progress import Reporter
+from potstill.run.stages import distill_run
+from potstill.run.store import RunStore
+from potstill.runtime import Runtime
+from potstill.spec import LabelledDataset
+from potstill.synthetic import SyntheticSet
+
+every_method = pytest.mark.parametrize("name", list(METHODS))
+every_iterative_method = pytest.mark.parametrize("name", [n for n in METHODS if METHODS[n]().steps])
+
+#: Settings that make any method quick, where it has such keys.
+QUICK = {"steps": 4, "real_batch": 16, "synthetic_batch": 16}
+#: What a single sample per class needs: it has no covariance.
+ONE_SAMPLE = {"covariance_weight": 0.0}
+
+
+def quick(name: str, **keys: Any) -> Method[Any]:
+    """The method with small settings; keys it does not have are left out."""
+    config = METHODS[name].Config
+    known = {f.name for f in fields(config)}
+    return METHODS[name](config(**{k: v for k, v in {**QUICK, **keys}.items() if k in known}))
+
+
+def problem_of(data: LabelledDataset, **changes: Any) -> Problem:
+    given = {"ipc": 2, "factor": (2, 2), "pool": untrained(data.spec, members=2), "runtime": Runtime()}
+    return Problem(spec=data.spec, train=data.train, **{**given, **changes})
+
+
+def distilled(name: str, problem: Problem, **keys: Any) -> SyntheticSet:
+    return run_method(quick(name, **keys), problem)
+
+
+def through_a_snapshot(method: Method[Any], state: State) -> State:
+    return method.State.from_tensors(load(save(state.to_tensors())), "cpu")
+
+
+@every_method
+@pytest.mark.parametrize("ipc", [1, 2])
+@pytest.mark.parametrize("factor", [(1, 1), (2, 2)])
+@pytest.mark.parametrize("dataset", ["toy_dataset", "toy_colour"])
+def test_a_result_has_its_shape_for_gray_and_colour_at_every_small_ipc_and_factor(
+    name: str, ipc: int, factor: tuple[int, int], dataset: str, request: pytest.FixtureRequest
+) -> None:
+    data = request.getfixturevalue(dataset)
+    single = ONE_SAMPLE if ipc * factor[0] * factor[1] == 1 else {}
+    small = distilled(name, problem_of(data, ipc=ipc, factor=factor), steps=2, **single)
+    assert small.images.shape == (data.spec.num_classes, ipc, *data.spec.shape)
+    assert small.images.dtype == torch.float32
+    assert small.images.isfinite().all()
+    assert small.classes == tuple(range(data.spec.num_classes))
+
+
+@every_method
+def test_decoded_labels_are_balanced(name: str, toy_dataset: LabelledDataset) -> None:
+    small = distilled(name, problem_of(toy_dataset))
+    split = small.decoded()
+    assert len(split) == len(small)
+    assert split.labels.bincount().tolist() == [len(small) // 3] * 3
+
+
+@every_method
+def test_values_stay_in_range_however_large_the_step(name: str, toy_dataset: LabelledDataset) -> None:
+    if not METHODS[name].clamps:
+        pytest.skip(f"{name} does not promise it")
+    images = distilled(name, problem_of(toy_dataset), learning_rate=100.0).images
+    low, high = toy_dataset.spec.value_range
+    assert low <= images.min() and images.max() <= high
+
+
+@every_method
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(name: str, toy_dataset: LabelledDataset) -> None:
+    first, again, other = (distilled(name, problem_of(toy_dataset, seed=seed)) for seed in (0, 0, 1))
+    assert first.to_bytes() == again.to_bytes()
+    assert not torch.equal(first.images, other.images)
+
+
+@every_iterative_method
+def test_stopping_and_resuming_gives_the_bytes_of_an_uninterrupted_run(name: str, toy_dataset: LabelledDataset) -> None:
+    whole = distilled(name, problem_of(toy_dataset))
+    method, problem = quick(name), problem_of(toy_dataset)
+    state = method.init(problem)
+    while state.step < method.steps // 2:
+        state, _ = method.step(problem, state)
+    # Another process: nothing but the snapshot is left.
+    method, problem = quick(name), problem_of(toy_dataset)
+    state = through_a_snapshot(method, state)
+    while state.step < method.steps:
+        state, _ = method.step(problem, state)
+    assert method.result(problem, state).to_bytes() == whole.to_bytes()
+
+
+@every_method
+def test_a_snapshot_of_the_first_state_is_equal_to_it(name: str, toy_dataset: LabelledDataset) -> None:
+    method, problem = quick(name), problem_of(toy_dataset)
+    state = method.init(problem)
+    again = through_a_snapshot(method, state)
+    assert type(again) is type(state)
+    for field in fields(state):
+        old, new = getattr(state, field.name), getattr(again, field.name)
+        assert torch.equal(torch.as_tensor(old), torch.as_tensor(new)), field.name
+
+
+@every_iterative_method
+def test_a_step_leaves_the_state_it_started_from_alone(name: str, toy_dataset: LabelledDataset) -> None:
+    method, problem = quick(name), problem_of(toy_dataset)
+    state, _ = method.step(problem, method.init(problem))
+    before = {k: v.clone() for k, v in state.to_tensors().items()}
+    method.step(problem, state)
+    after = state.to_tensors()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+@every_method
+def test_one_method_object_serves_two_problems_in_turn(name: str, toy_dataset: LabelledDataset) -> None:
+    problems = [problem_of(toy_dataset, seed=seed) for seed in (0, 1)]
+    alone = [distilled(name, problem).to_bytes() for problem in problems]
+    method = quick(name)
+    states = [method.init(problem) for problem in problems]
+    for _ in range(method.steps):
+        states = [method.step(problem, state)[0] for problem, state in zip(problems, states, strict=True)]
+    together = [method.result(problem, state).to_bytes() for problem, state in zip(problems, states, strict=True)]
+    assert together == alone
+
+
+@every_method
+def test_the_training_images_and_the_pool_are_left_as_they_were(name: str, toy_dataset: LabelledDataset) -> None:
+    problem = problem_of(toy_dataset)
+    assert problem.pool is not None
+    kept = [toy_dataset.train.images, toy_dataset.train.labels, *(v for m in problem.pool.members for v in m.values())]
+    before = [tensor.clone() for tensor in kept]
+    distilled(name, problem)
+    assert all(torch.equal(old, new) for old, new in zip(before, kept, strict=True))
+
+
+@every_iterative_method
+def test_metrics_are_plain_numbers_and_begin_with_the_loss(name: str, toy_dataset: LabelledDataset) -> None:
+    method, problem = quick(name), problem_of(toy_dataset)
+    _, metrics = method.step(problem, method.init(problem))
+    assert next(iter(metrics)) == "loss"
+    assert all(type(value) is float for value in metrics.values())
+
+
+@every_iterative_method
+def test_the_loss_falls_on_a_toy_problem(name: str, toy_dataset: LabelledDataset) -> None:
+    problem = problem_of(toy_dataset, init=Init(kind="noise"))
+    method = quick(name, steps=30)
+    state, losses = method.init(problem), []
+    for _ in range(method.steps):
+        state, metrics = method.step(problem, state)
+        losses.append(metrics["loss"])
+    assert fmean(losses[-10:]) < 0.9 * fmean(losses[:10])
+
+
+@every_method
+def test_shards_of_the_classes_give_what_the_whole_gives(name: str, toy_dataset: LabelledDataset) -> None:
+    if not METHODS[name].independent_classes:
+        pytest.skip(f"the classes of {name} depend on each other")
+    whole = distilled(name, problem_of(toy_dataset)).images
+    parts = [distilled(name, problem_of(toy_dataset, classes=classes)).images for classes in ((0,), (1, 2))]
+    torch.testing.assert_close(torch.cat(parts), whole, atol=1e-4, rtol=0)
+
+
+@every_method
+def test_a_shard_names_its_classes(name: str, toy_dataset: LabelledDataset) -> None:
+    small = distilled(name, problem_of(toy_dataset, classes=(2, 0)))
+    assert small.classes == (2, 0)
+    assert set(small.decoded().labels.tolist()) == {0, 2}
+
+
+# --- the test split
+
+
+class Poisoned:
+    """Stands in for a test split; whoever looks at it fails the test."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise AssertionError(f"a method asked the test split for {name!r}")
+
+    def __len__(self) -> int:
+        raise AssertionError("a method asked for the length of the test split")
+
+
+def test_a_problem_has_no_place_for_a_test_split() -> None:
+    splits = [f.name for f in fields(Problem) if "Split" in str(f.type) or "LabelledDataset" in str(f.type)]
+    assert splits == ["train"]
+
+
+@every_method
+def test_a_run_never_touches_the_test_split(name: str, toy_dataset: LabelledDataset, tmp_path: Path) -> None:
+    known = {f.name for f in fields(METHODS[name].Config)}
+    recipe = resolve(
+        {
+            "method": {"name": name, **{k: v for k, v in QUICK.items() if k in known}},
+            "ipc": 1,
+            "pool": {"members": 2, "epochs": 1},  # trained, so that the pool is under test as well
+            "runtime": {"device": "cpu", "precision": "fp32", "threads": 1, "compile": False},
+        }
+    )
+    written = []
+    for split in (toy_dataset.test, Poisoned()):
+        data = LabelledDataset(toy_dataset.spec, toy_dataset.train, split)  # type: ignore[arg-type]
+        place = tmp_path / str(len(written))
+        store = RunStore(place / "run")
+        distill_run(recipe, data, store, Reporter(quiet=True), cache=place / "cache")
+        written.append(store.distilled.read_bytes())
+    assert written[0] == written[1]
+
+
+# --- the two Random rows
+
+
+def test_random_keeps_whole_training_images_at_any_factor(toy_dataset: LabelledDataset) -> None:
+    small = distilled("random", problem_of(toy_dataset, factor=(2, 2)))
+    assert small.factor == (1, 1) and len(small) == 3 * 2
+    for label, images in zip(small.classes, small.images, strict=True):
+        own = toy_dataset.train.images[toy_dataset.train.labels == label] / 255
+        assert all(any(torch.equal(image, real) for real in own) for image in images)
+
+
+def test_random_mix_is_what_dsdm_starts_from(toy_dataset: LabelledDataset) -> None:
+    problem = problem_of(toy_dataset)
+    mosaic = distilled("random_mix", problem)
+    assert mosaic.factor == (2, 2)
+    assert torch.equal(mosaic.images, quick("dsdm").init(problem).images)

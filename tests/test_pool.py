@@ -1,0 +1,283 @@
+"""The pool: what a member is, when it is read and when trained, and which one a step draws."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from potstill import pool as module
+from potstill.errors import DataError, UsageError
+from potstill.networks import Backbone, build_network
+from potstill.pool import FAST, PAPER, SCHEDULES, Pool, default_cache, pretrain, read_member, untrained
+from potstill.runtime import Runtime
+from potstill.seeding import derive
+from potstill.spec import LabelledDataset
+from potstill.training import Schedule, accuracy, fit
+
+QUICK = Schedule(epochs=2, batch=16, learning_rate=0.01, augment="color_crop", cutmix=0.5)
+
+
+@pytest.fixture
+def data(toy_dataset: LabelledDataset) -> LabelledDataset:
+    """Few images, as networks are compared here and not judged."""
+    return replace(toy_dataset, train=toy_dataset.train.subset(torch.arange(24)))
+
+
+def make(data: LabelledDataset, cache: Path, **keys) -> Pool:
+    given = {"cache": cache, "runtime": Runtime(), "members": 2, "schedule": QUICK, "seed": 0}
+    return pretrain(data.train, data.spec, **{**given, **keys})
+
+
+def weights_by_hand(data: LabelledDataset, run: int, until: int, seed: int = 0) -> dict[str, Tensor]:
+    """The training run of one member up to an epoch, in the precision members are kept in."""
+    own = derive(seed, "pool", run)
+    network, kept = build_network("convnet", data.spec, own), {}
+
+    def keep(epoch: int, loss: float) -> None:
+        if epoch == until:
+            kept.update({name: value.half().float() for name, value in network.state_dict().items()})
+
+    fit(network, data.train, data.spec, QUICK, Runtime(), seed=own, on_epoch=keep)
+    return kept
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def files(cache: Path) -> set[str]:
+    return {path.name for path in cache.glob("*.safetensors")}
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch):
+    """Call it to forbid training from there on."""
+
+    def forbid() -> None:
+        monkeypatch.setattr(module, "fit", lambda *a, **k: pytest.fail("trained although the cache has the member"))
+
+    return forbid
+
+
+def test_members_are_the_last_epochs_of_training_runs_by_seeds_of_their_own(
+    data: LabelledDataset, tmp_path: Path
+) -> None:
+    pool = make(data, tmp_path)
+    assert len(pool) == 2 and pool.network == "convnet"
+    for run in range(2):
+        assert same(pool.members[run], weights_by_hand(data, run, until=2))
+    assert not same(*pool.members)
+    assert len(set(pool.digests)) == 2
+    assert {f"{digest}.safetensors" for digest in pool.digests} == files(tmp_path)
+
+
+def test_snapshots_are_members_and_do_not_change_the_run(data: LabelledDataset, tmp_path: Path) -> None:
+    pool = make(data, tmp_path, snapshots=(1, 2))
+    assert len(pool) == 4
+    order = [(0, 1), (0, 2), (1, 1), (1, 2)]
+    for member, (run, epoch) in zip(pool.members, order, strict=True):
+        assert same(member, weights_by_hand(data, run, until=epoch))
+    assert len(set(pool.digests)) == 4
+
+
+def test_taking_a_snapshot_leaves_the_network_in_training(
+    data: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its accuracy is noted at each snapshot, in evaluation mode; a batch norm left there would learn no more."""
+    modes = []
+
+    def watched_fit(network: Backbone, *given, on_epoch, **keys) -> Backbone:
+        def watched(epoch: int, loss: float) -> None:
+            on_epoch(epoch, loss)
+            modes.append(network.training)
+
+        return fit(network, *given, on_epoch=watched, **keys)
+
+    monkeypatch.setattr(module, "fit", watched_fit)
+    make(data, tmp_path, members=1, snapshots=(1,))
+    assert modes == [True, True]
+
+
+def test_cached_members_are_read_not_trained(data: LabelledDataset, tmp_path: Path, no_training) -> None:
+    first = make(data, tmp_path, snapshots=(1,))
+    no_training()
+    again = make(data, tmp_path, snapshots=(1,))
+    assert again.digests == first.digests
+    assert all(map(same, again.members, first.members))
+    assert again.seconds == first.seconds
+    # Fewer runs, or only their last epochs, are in the cache as well.
+    assert make(data, tmp_path, members=1).digests == (first.digests[1],)
+
+
+def test_more_members_keep_the_first_and_train_the_rest(
+    data: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make(data, tmp_path)
+    trained = []
+    monkeypatch.setattr(module, "fit", lambda *a, **k: (trained.append(k["seed"]), fit(*a, **k)))
+    more = make(data, tmp_path, members=3)
+    assert more.digests[:2] == first.digests
+    assert trained == [derive(0, "pool", 2)]
+
+
+def test_all_that_changes_weights_changes_the_file(data: LabelledDataset, tmp_path: Path) -> None:
+    spec = data.spec
+    variants: list[dict] = [
+        {},
+        {"seed": 1},
+        {"network": "convnet3"},
+        {"schedule": replace(QUICK, learning_rate=0.02)},
+        {"schedule": replace(QUICK, epochs=1)},
+        {"schedule": replace(QUICK, cutmix=0.4)},
+    ]
+    specs = [
+        replace(spec, fingerprint="toy-2"),
+        replace(spec, mirror=True),
+        replace(spec, mean=(spec.mean[0] + 1e-3,)),
+        replace(spec, std=(spec.std[0] + 1e-3,)),
+    ]
+    digests = {make(data, tmp_path, members=1, **keys).digests[0] for keys in variants}
+    digests |= {make(replace(data, spec=s), tmp_path, members=1).digests[0] for s in specs}
+    assert len(digests) == len(files(tmp_path)) == len(variants) + len(specs)
+
+
+def test_names_and_the_last_digits_of_a_measured_mean_do_not_matter(
+    data: LabelledDataset, tmp_path: Path, no_training
+) -> None:
+    digests = make(data, tmp_path, members=1).digests
+    no_training()
+    mean = (round(data.spec.mean[0], 6) + 1e-8,)
+    spec = replace(data.spec, name="renamed", mean=mean, licence="MIT")
+    assert make(replace(data, spec=spec), tmp_path, members=1).digests == digests
+
+
+def exact_member(data: LabelledDataset) -> Backbone:
+    """The first member before it is rounded."""
+    own = derive(0, "pool", 0)
+    return fit(build_network("convnet", data.spec, own), data.train, data.spec, QUICK, Runtime(), seed=own)
+
+
+def test_members_survive_half_precision(data: LabelledDataset, tmp_path: Path) -> None:
+    """fp16 keeps 11 bits: weights are right to 2^-11, features to some of it."""
+    exact, member = exact_member(data), make(data, tmp_path, members=1).members[0]
+    assert all(value.dtype == torch.float32 for value in member.values())
+    for name, value in exact.state_dict().items():
+        torch.testing.assert_close(member[name], value, rtol=2**-11, atol=1e-7)
+    kept = build_network("convnet", data.spec, 9)
+    kept.load_state_dict(member)
+    x = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features, expected = kept.embed(x), exact.embed(x)
+    assert (features - expected).norm() < 2e-3 * expected.norm()
+    (file,) = tmp_path.glob("*.safetensors")
+    parameters = sum(value.numel() for value in member.values())
+    assert 2 * parameters < file.stat().st_size < 2 * parameters + 4096
+
+
+def test_facts_are_kept_with_a_member(data: LabelledDataset, tmp_path: Path) -> None:
+    losses = []
+    pool = make(data, tmp_path, members=1, on_epoch=lambda *told: losses.append(told))
+    facts = pool.metadata[0]
+    assert float(facts["loss"]) == pytest.approx(losses[-1][2], abs=1e-5)
+    expected = accuracy(exact_member(data), data.train, data.spec, Runtime())
+    assert float(facts["train_accuracy"]) == pytest.approx(expected, abs=1e-4)
+    assert facts["runtime"] == Runtime().describe()
+    assert '"epoch": 2' in facts["key"] and '"fingerprint": "toy-1"' in facts["key"]
+    assert pool.seconds == float(facts["seconds"])
+
+
+def test_progress_names_the_run(data: LabelledDataset, tmp_path: Path) -> None:
+    told = []
+    make(data, tmp_path, on_epoch=lambda run, epoch, loss: told.append((run, epoch)))
+    assert told == [(0, 1), (0, 2), (1, 1), (1, 2)]
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+def test_damaged_member_is_named_with_the_remedy(keep: int, data: LabelledDataset, tmp_path: Path) -> None:
+    pool = make(data, tmp_path, members=1)
+    file = tmp_path / f"{pool.digests[0]}.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(DataError, match=rf"{file.name}: damaged pool member .*delete the file to train it again"):
+        make(data, tmp_path, members=1)
+    file.unlink()
+    assert same(make(data, tmp_path, members=1).members[0], pool.members[0])
+
+
+def test_missing_member_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone.safetensors: damaged pool member"):
+        read_member(tmp_path / "gone.safetensors")
+
+
+def test_draw_depends_on_seed_and_step_alone(data: LabelledDataset) -> None:
+    pool = untrained(data.spec, members=3)
+    sequence = [pool.draw(0, step) for step in range(50)]
+    torch.manual_seed(5)
+    assert [pool.draw(0, step) for step in reversed(range(50))] == sequence[::-1]
+    assert [pool.draw(1, step) for step in range(50)] != sequence
+
+
+def test_draw_is_uniform(data: LabelledDataset) -> None:
+    """1000 each of 3000, a deviation is 26; and as often the same one twice in a row."""
+    pool = untrained(data.spec, members=3)
+    sequence = [pool.draw(0, step) for step in range(3001)]
+    counts = Counter(sequence[:-1])
+    assert set(counts) == {0, 1, 2}
+    assert all(abs(count - 1000) < 104 for count in counts.values())
+    assert abs(sum(a == b for a, b in pairwise(sequence)) - 1000) < 104
+
+
+def test_untrained_pool_holds_fresh_networks(data: LabelledDataset) -> None:
+    pool = untrained(data.spec, members=2, seed=7)
+    for run, member in enumerate(pool.members):
+        assert same(member, build_network("convnet", data.spec, derive(7, "pool", run)).state_dict())
+    assert not same(*pool.members)
+    assert len({*pool.digests, *untrained(data.spec, members=2, seed=8).digests}) == 4
+    assert pool.seconds == 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "complaint"),
+    [
+        ({"members": 0}, "pool.members=0: need at least 1 network"),
+        ({"snapshots": (0,)}, r"pool.snapshots=\[0\]: must lie in 1..2"),
+        ({"snapshots": (1, 3)}, r"pool.snapshots=\[1, 3\]: must lie in 1..2"),
+    ],
+)
+def test_impossible_pools_are_refused(keys: dict, complaint: str, data: LabelledDataset, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        make(data, tmp_path, **keys)
+
+
+def test_paper_schedule_has_the_published_numbers() -> None:
+    """pre_train_model.py: 20 epochs, batch 256, SGD .01, momentum .9, weight decay 5e-4, colour + crop, CutMix .5."""
+    assert SCHEDULES == {"paper": PAPER, "fast": FAST}
+    published = Schedule(
+        epochs=20,
+        batch=256,
+        learning_rate=0.01,
+        optimizer="sgd",
+        momentum=0.9,
+        nesterov=False,
+        weight_decay=5e-4,
+        decay="none",
+        augment="color_crop",
+        cutmix=0.5,
+    )
+    assert published == PAPER
+
+
+def test_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("POTSTILL_CACHE_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert default_cache() == tmp_path / ".cache" / "potstill"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert default_cache() == Path("/xdg/potstill")
+    monkeypatch.setenv("POTSTILL_CACHE_DIR", "/own")
+    assert default_cache() == Path("/own")

@@ -1,0 +1,190 @@
+"""How every "auto" is settled, what is refused, and what the one line says."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from potstill import runtime as module
+from potstill.errors import UsageError
+from potstill.runtime import Runtime, has_bf16
+
+LONG = {"passes": 10_000_000}
+
+
+@pytest.fixture(autouse=True)
+def plain_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No accelerator, bf16 in hardware, a compiler, three usable cores and no limit on them."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(module, "has_bf16", lambda device: device != "mps")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 4, 5}, raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+def test_a_long_job_on_a_cpu_is_compiled_in_bf16() -> None:
+    expected = Runtime(device="cpu", precision="bf16", threads=3, compile=True, chunk=16)
+    assert Runtime.resolve(**LONG) == expected
+
+
+def test_a_short_job_is_the_plain_oracle() -> None:
+    """Compiling takes longer than 100,000 passes of 32x32 images do."""
+    assert Runtime.resolve(passes=99_999, threads=1) == Runtime(chunk=16)
+    assert Runtime.resolve(passes=100_000).compile
+    assert Runtime.resolve(passes=100_000).precision == "bf16"
+
+
+def test_small_images_count_for_less() -> None:
+    """A 16x16 image is a quarter of the work."""
+    assert not Runtime.resolve(passes=399_999, side=16).compile
+    assert Runtime.resolve(passes=400_000, side=16).compile
+
+
+def test_no_hardware_bf16_means_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "has_bf16", lambda device: False)
+    assert Runtime.resolve(**LONG).precision == "fp32"
+    assert Runtime.resolve(**LONG, precision="bf16").precision == "bf16"
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_bf16_is_hardware_only(supported: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: supported, raising=False)
+    asked = {}
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **keys: asked.update(keys) or supported)
+    assert has_bf16("cpu") is has_bf16("cuda:1") is supported
+    assert asked == {"including_emulation": False}
+    assert not has_bf16("mps")
+
+
+@pytest.mark.parametrize(("cuda", "mps", "device"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+def test_the_fastest_device_is_taken(cuda: bool, mps: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert Runtime.resolve().device == device
+    assert Runtime.resolve(device="cpu").device == "cpu"
+
+
+@pytest.mark.parametrize(("side", "chunk"), [(32, 16), (28, 16), (16, 64), (8, 256), (64, 8), (224, 8)])
+def test_chunks_on_a_cpu_stay_near_the_core(side: int, chunk: int) -> None:
+    """A power of two near 16 images of 32x32 in pixels, but never below 8."""
+    assert Runtime.resolve(side=side).chunk == chunk
+
+
+def test_chunks_on_a_gpu_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert Runtime.resolve(side=32).chunk == 1024
+    assert Runtime.resolve(side=64).chunk == 256
+
+
+@pytest.mark.parametrize(("limit", "threads"), [("2", 2), ("", 3), ("0", 3), ("many", 3)])
+def test_threads_follow_the_usual_limit_else_the_usable_cores(
+    limit: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    assert Runtime.resolve().threads == threads
+    assert Runtime.resolve(threads=5).threads == 5
+
+
+def test_chosen_values_are_kept() -> None:
+    chosen = Runtime.resolve(device="cpu", precision="fp32", threads="2", compile=False, chunk="7", **LONG)
+    assert chosen == Runtime("cpu", "fp32", 2, False, 7)
+
+
+@pytest.mark.parametrize(
+    ("keys", "complaint"),
+    [
+        ({"device": "gpu"}, "device='gpu': use auto, cpu, cuda"),
+        ({"device": "meta"}, "device='meta': use auto, cpu, cuda"),
+        ({"device": "cuda:1"}, "device='cuda:1': this torch sees no CUDA device; use --device cpu"),
+        ({"device": "mps"}, "device='mps': this torch sees no MPS device; use --device cpu"),
+        ({"precision": "fp16"}, "precision='fp16': use auto, fp32 or bf16"),
+        ({"threads": 0}, "threads=0: use auto or at least 1"),
+        ({"threads": "all"}, "threads=all: use auto or at least 1"),
+        ({"chunk": -8}, "chunk=-8: use auto or at least 1"),
+        ({"chunk": "big"}, "chunk=big: use auto or at least 1"),
+        ({"compile": "yes"}, "compile='yes': use auto, true or false"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(keys: dict, complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        Runtime.resolve(**keys)
+
+
+@pytest.mark.parametrize("wanted", ["auto", True])
+def test_without_a_compiler_one_warning_and_eager(
+    wanted: bool | str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with caplog.at_level(logging.WARNING, "potstill"):
+        resolved = Runtime.resolve(compile=wanted, **LONG)
+    assert not resolved.compile
+    assert resolved.compiled(len) is len
+    assert len(caplog.messages) == 1 and "\n" not in caplog.messages[0]
+    assert "no C++ compiler" in caplog.messages[0]
+
+
+def test_no_warning_where_nothing_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    Runtime.resolve()
+    Runtime.resolve(compile=False, **LONG)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("present", ["clang++", "my-g++"])
+def test_any_of_the_usual_compilers_will_do(present: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "my-g++")
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == present else None)
+    assert Runtime.resolve(compile=True).compile
+
+
+def test_the_choices_are_said_in_one_line() -> None:
+    assert Runtime().describe() == "runtime: cpu, fp32, eager, 1 thread, chunks of 16 images"
+    assert (
+        Runtime("cuda:1", "bf16", 4, True, 512).describe()
+        == "runtime: cuda:1, bf16, compiled, 4 threads, chunks of 512 images"
+    )
+
+
+def test_the_record_is_complete() -> None:
+    chosen = Runtime("cpu", "bf16", 2, True, 7)
+    assert Runtime(**chosen.to_json()) == chosen
+
+
+def test_autocast_reaches_products_in_bf16_only() -> None:
+    x = torch.ones(2, 2)
+    with Runtime().autocast():
+        assert (x @ x).dtype == torch.float32
+    with Runtime(precision="bf16").autocast():
+        assert (x @ x).dtype == torch.bfloat16
+
+
+@pytest.fixture
+def process_settings() -> Iterator[None]:
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    limit = torch._dynamo.config.recompile_limit
+    yield
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+    torch._dynamo.config.recompile_limit = limit
+
+
+def test_start_makes_the_settings_of_the_process(process_settings: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POTSTILL_CACHE_DIR", "/somewhere")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that monkeypatch clears up what `start` sets
+    del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    Runtime(threads=2, precision="bf16").start()
+    assert torch.get_num_threads() == 2
+    assert torch.get_float32_matmul_precision() == "high"
+    assert torch._dynamo.config.recompile_limit >= 64
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/somewhere/inductor"
+    Runtime().start()
+    assert torch.get_num_threads() == 1
+    assert torch.get_float32_matmul_precision() == "highest"

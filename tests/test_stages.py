@@ -1,0 +1,469 @@
+"""Runs with files: who may start, go on or replace one, and what is left when something fails in the middle."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import potstill
+from potstill.config import Recipe, resolve
+from potstill.errors import DataError, Interrupted, RunError, UsageError
+from potstill.methods.dsdm import DSDM
+from potstill.run import stages
+from potstill.run.progress import Reporter
+from potstill.run.stages import distill_run, evaluate_set, pretrain_pool, read_run_recipe
+from potstill.run.store import RunStore
+from potstill.spec import LabelledDataset
+from potstill.synthetic import SyntheticSet
+
+QUIET = Reporter(quiet=True)
+SMALL: dict[str, Any] = {
+    "ipc": 1,
+    "method": {"steps": 6, "real_batch": 16},
+    "pool": {"members": 2, "pretrained": False},
+    "runtime": {"device": "cpu", "precision": "fp32", "threads": 1, "compile": False},
+    "saving": {"every": 2},
+    "evaluation": {"nets": 2, "epochs": 1},
+}
+
+
+def small(**keys: Any) -> Recipe:
+    return resolve(SMALL, {key.replace("__", "."): value for key, value in keys.items()})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    return RunStore(tmp_path / "run")
+
+
+def steps_logged(store: RunStore) -> list[int]:
+    return [json.loads(line)["step"] for line in store.metrics.read_text().splitlines()]
+
+
+def snapshot_step(store: RunStore) -> int:
+    return int(load_file(store.snapshot)["step"])
+
+
+def uninterrupted(data: LabelledDataset, tmp_path: Path, recipe: Recipe) -> bytes:
+    store = RunStore(tmp_path / "uninterrupted")
+    distill_run(recipe, data, store, QUIET)
+    return store.distilled.read_bytes()
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, step: int, act: Any) -> None:
+    """Let step number `step` (from 1) go through `act(state, metrics)`."""
+    plain = DSDM.step
+
+    def changed(self: DSDM, problem: Any, state: Any) -> Any:
+        after = plain(self, problem, state)
+        return act(*after) if after[0].step == step else after
+
+    monkeypatch.setattr(DSDM, "step", changed)
+
+
+# --- a run and its files
+
+
+def test_a_run_leaves_all_its_files(toy_dataset: LabelledDataset, store: RunStore) -> None:
+    recipe = small(saving__keep=[3, 5])
+    synthetic = distill_run(recipe, toy_dataset, store, QUIET)
+    found = {str(p.relative_to(store.root)) for p in store.root.rglob("*") if p.is_file()}
+    assert found - {".lock"} == {
+        "config.yaml",
+        "env.json",
+        "metrics.jsonl",
+        "times.json",
+        "state/snapshot.safetensors",
+        "state/kept/000003.safetensors",
+        "state/kept/000005.safetensors",
+        "synthetic/initial.safetensors",
+        "synthetic/distilled.safetensors",
+    }
+    assert read_run_recipe(store) == recipe
+    assert steps_logged(store) == [1, 2, 3, 4, 5, 6]
+    assert snapshot_step(store) == 6
+    assert torch.equal(SyntheticSet.load(store.distilled).images, synthetic.images)
+    assert store.read_json("env.json")["recipe_hash"] == recipe.hash() == synthetic.provenance["recipe_hash"]
+
+
+def test_a_kept_set_is_what_a_shorter_run_ends_with(
+    toy_dataset: LabelledDataset, store: RunStore, tmp_path: Path
+) -> None:
+    distill_run(small(saving__keep=[4]), toy_dataset, store, QUIET)
+    other = distill_run(small(method__steps=4), toy_dataset, RunStore(tmp_path / "short"), QUIET)
+    assert torch.equal(SyntheticSet.load(store.kept(4)).images, other.images)
+
+
+def test_the_initial_set_is_the_undistilled_mosaic(
+    toy_dataset: LabelledDataset, store: RunStore, tmp_path: Path
+) -> None:
+    distill_run(small(), toy_dataset, store, QUIET)
+    mosaic_recipe = resolve({k: v for k, v in SMALL.items() if k != "method"}, {"method.name": "random_mix"})
+    mosaic = distill_run(mosaic_recipe, toy_dataset, RunStore(tmp_path / "mix"), QUIET)
+    assert torch.equal(SyntheticSet.load(store.initial).images, mosaic.images)
+
+
+def test_a_method_without_steps_makes_a_finished_run(toy_dataset: LabelledDataset, store: RunStore) -> None:
+    recipe = resolve({k: v for k, v in SMALL.items() if k != "method"}, {"method.name": "random"})
+    distill_run(recipe, toy_dataset, store, QUIET)
+    assert store.distilled.exists() and store.snapshot.exists() and store.metrics.read_text() == ""
+
+
+# --- who may start, go on, replace
+
+
+def test_an_existing_run_is_refused_without_resume(toy_dataset: LabelledDataset, store: RunStore) -> None:
+    distill_run(small(), toy_dataset, store, QUIET)
+    before = store.distilled.read_bytes()
+    with pytest.raises(UsageError, match=r"holds a run already; add --resume to go on with it, or --overwrite"):
+        distill_run(small(), toy_dataset, store, QUIET)
+    assert store.distilled.read_bytes() == before
+
+
+def test_a_run_of_another_recipe_is_refused_even_with_resume(toy_dataset: LabelledDataset, store: RunStore) -> None:
+    distill_run(small(), toy_dataset, store, QUIET)
+    config = store.config.read_text()
+    ours, theirs = small().hash(), small(seed=1).hash()
+    with pytest.raises(UsageError, match=rf"holds a run of recipe {ours}, not {theirs}; use another --out or --over"):
+        distill_run(small(seed=1), toy_dataset, store, QUIET, resume=True)
+    assert store.config.read_text() == config
+
+
+def test_resuming_a_finished_run_does_nothing(
+    toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = distill_run(small(), toy_dataset, store, QUIET)
+    monkeypatch.setattr(DSDM, "step", lambda *_: pytest.fail("a step was taken"))
+    again = distill_run(small(evaluation__nets=7), toy_dataset, store, QUIET, resume=True)
+    assert torch.equal(first.images, again.images)
+    assert read_run_recipe(store).evaluation.nets == 7  # scoring is no part of the recipe's address
+
+
+def test_overwriting_starts_anew_with_another_recipe(
+    toy_dataset: LabelledDataset, store: RunStore, tmp_path: Path
+) -> None:
+    distill_run(small(saving__keep=[2]), toy_dataset, store, QUIET)
+    distill_run(small(seed=1, method__steps=3), toy_dataset, store, QUIET, overwrite=True)
+    assert store.distilled.read_bytes() == uninterrupted(toy_dataset, tmp_path, small(seed=1, method__steps=3))
+    assert steps_logged(store) == [1, 2, 3]
+    assert not store.kept(2).exists()
+
+
+def test_a_second_run_on_the_same_folder_is_refused_while_the_first_holds_it(
+    toy_dataset: LabelledDataset, store: RunStore
+) -> None:
+    with store.locked(), pytest.raises(RunError, match="another process is working on this run"):
+        distill_run(small(), toy_dataset, RunStore(store.root), QUIET, overwrite=True)
+    assert not store.config.exists()
+
+
+def test_a_snapshot_of_another_method_is_refused_in_one_line(toy_dataset: LabelledDataset, store: RunStore) -> None:
+    store.write_snapshot({"step": torch.tensor(2), "images": torch.zeros(3, 1, 1, 8, 8)})
+    with pytest.raises(DataError, match=r"not a snapshot of this method \('memory' is missing\)"):
+        distill_run(small(), toy_dataset, store, QUIET, resume=True)
+
+
+# --- what is left after a failure
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_snapshot(
+    toy_dataset: LabelledDataset, store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        fail_at(patch, 3, lambda state, metrics: (state, {**metrics, "covariance": float("nan")}))
+        with pytest.raises(RunError, match=r"step 3: covariance is nan; .*Lower method\.learning_rate"):
+            distill_run(small(saving__every=1), toy_dataset, store, QUIET)
+    assert snapshot_step(store) == 2
+    assert not store.distilled.exists()
+    distill_run(small(saving__every=1), toy_dataset, store, QUIET, resume=True)
+    assert store.distilled.read_bytes() == uninterrupted(toy_dataset, tmp_path, small(saving__every=1))
+    assert steps_logged(store) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("step", [4, 6])
+def test_images_that_are_not_finite_reach_neither_a_snapshot_nor_the_set(
+    step: int, toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of a step is that before it: images it ruins would show a step later, or, at the end, never."""
+    fail_at(monkeypatch, step, lambda state, metrics: (replace(state, images=state.images * float("inf")), metrics))
+    with pytest.raises(RunError, match=rf"step {step}: the sum of the images is (nan|inf)"):
+        distill_run(small(), toy_dataset, store, QUIET)
+    assert snapshot_step(store) == step - 2
+    assert load_file(store.snapshot)["images"].isfinite().all()
+    assert not store.distilled.exists()
+
+
+@pytest.mark.parametrize("victim", ["snapshot.safetensors", "distilled.safetensors", "times.json"])
+def test_a_full_disk_is_a_run_error_and_leaves_a_run_that_can_go_on(
+    victim: str, toy_dataset: LabelledDataset, store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second write of the file (the first of the result) finds no room when it is flushed."""
+    flushes, fsync = [], os.fsync
+
+    def full(handle: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{handle}")
+        if Path(name).name.startswith(f".{victim}."):
+            flushes.append(name)
+            if len(flushes) == (1 if victim.startswith("distilled") else 2):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(RunError, match=rf"{victim}: No space left on device; free some space and run again"):
+            distill_run(small(), toy_dataset, store, QUIET)
+    assert snapshot_step(store) == {"snapshot.safetensors": 2, "times.json": 4, "distilled.safetensors": 6}[victim]
+    assert not list(store.root.rglob(f".{victim}*"))
+    distill_run(small(), toy_dataset, store, QUIET, resume=True)
+    assert store.distilled.read_bytes() == uninterrupted(toy_dataset, tmp_path, small())
+    assert steps_logged(store) == [1, 2, 3, 4, 5, 6]
+
+
+def test_metrics_beyond_the_snapshot_and_a_torn_line_are_repaired_on_resume(
+    toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        fail_at(patch, 5, lambda *_: (_ for _ in ()).throw(RunError("stop")))
+        with pytest.raises(RunError, match="stop"):
+            distill_run(small(), toy_dataset, store, QUIET)
+    assert steps_logged(store) == [1, 2, 3, 4] and snapshot_step(store) == 4
+    with store.metrics.open("a") as file:
+        file.write('{"step": 5, "loss": 1.0}\n{"step": 6, "lo')
+    distill_run(small(), toy_dataset, store, QUIET, resume=True)
+    assert steps_logged(store) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_snapshot_never_runs_ahead_of_the_metrics_on_the_disk(
+    toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, seen = RunStore.write_snapshot, []
+
+    def watched(self: RunStore, tensors: dict[str, torch.Tensor]) -> None:
+        seen.append((int(tensors["step"]), len(steps_logged(self))))
+        write(self, tensors)
+
+    monkeypatch.setattr(RunStore, "write_snapshot", watched)
+    distill_run(small(), toy_dataset, store, QUIET)
+    assert seen == [(2, 2), (4, 4), (6, 6)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_step_finish_and_writes_a_snapshot(
+    number: signal.Signals,
+    toy_dataset: LabelledDataset,
+    store: RunStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handler = signal.getsignal(number)
+
+    def ask(state: Any, metrics: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return state, metrics
+
+    with monkeypatch.context() as patch:
+        fail_at(patch, 3, ask)
+        with pytest.raises(Interrupted, match=r"interrupted after step 3; go on with: potstill distill --resume"):
+            distill_run(small(), toy_dataset, store, QUIET)
+    assert snapshot_step(store) == 3 and steps_logged(store) == [1, 2, 3]
+    assert signal.getsignal(number) is handler
+    distill_run(small(), toy_dataset, store, QUIET, resume=True)
+    assert store.distilled.read_bytes() == uninterrupted(toy_dataset, tmp_path, small())
+
+
+def test_a_signal_in_the_last_step_finishes_the_run(
+    toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_at(monkeypatch, 6, lambda *after: (os.kill(os.getpid(), signal.SIGTERM), after)[1])
+    distill_run(small(), toy_dataset, store, QUIET)
+    assert store.distilled.exists()
+
+
+def test_a_second_signal_stops_at_once(
+    toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask_twice(*after: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return after
+
+    fail_at(monkeypatch, 3, ask_twice)
+    with pytest.raises(Interrupted, match="interrupted twice: stopped at once, the last snapshot stays"):
+        distill_run(small(), toy_dataset, store, QUIET)
+    assert snapshot_step(store) == 2
+
+
+# --- the pool
+
+
+def test_a_pool_is_trained_once_and_then_read_from_the_cache(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small(pool__pretrained=True, pool__epochs=1)
+    first = pretrain_pool(recipe, toy_dataset, QUIET, cache=tmp_path)
+    monkeypatch.setattr(potstill.pool, "fit", lambda *_, **__: pytest.fail("a member was trained again"))
+    again = pretrain_pool(
+        small(pool__pretrained=True, pool__epochs=1, seed=9, ipc=2), toy_dataset, QUIET, cache=tmp_path
+    )
+    assert first.digests == again.digests
+    for old, new in zip(first.members, again.members, strict=True):
+        assert all(torch.equal(old[k], new[k]) for k in old)
+
+
+def test_an_untrained_pool_writes_nothing(toy_dataset: LabelledDataset, tmp_path: Path) -> None:
+    assert len(pretrain_pool(small(), toy_dataset, QUIET, cache=tmp_path)) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- scores
+
+
+@pytest.fixture
+def toy_set(toy_dataset: LabelledDataset) -> SyntheticSet:
+    images = toy_dataset.train.images[torch.stack([(toy_dataset.train.labels == c).nonzero()[:2, 0] for c in range(3)])]
+    return SyntheticSet(images.float() / 255, toy_dataset.spec, provenance={"a": "1", "b": "2", "recipe_hash": "c"})
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The seeds that networks are trained with from now on."""
+    seeds: list[int] = []
+    plain = stages.evaluate_once
+
+    def count(*given: Any, **named: Any) -> Any:
+        seeds.append(named["seed"])
+        return plain(*given, **named)
+
+    monkeypatch.setattr(stages, "evaluate_once", count)
+    return seeds
+
+
+def test_a_finished_score_is_kept_and_only_missing_networks_are_trained(
+    toy_dataset: LabelledDataset, toy_set: SyntheticSet, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = counted(monkeypatch)
+    two = evaluate_set(toy_set, toy_dataset.test, small(), store, QUIET)
+    assert len(seeds) == 2
+    three = evaluate_set(toy_set, toy_dataset.test, small(evaluation__nets=3), store, QUIET)
+    assert len(seeds) == 3 == len(set(seeds))
+    assert three.scores[:2] == two.scores
+
+
+def test_a_score_of_another_set_is_not_reused(
+    toy_dataset: LabelledDataset, toy_set: SyntheticSet, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = counted(monkeypatch)
+    evaluate_set(toy_set, toy_dataset.test, small(), store, QUIET)
+    evaluate_set(replace(toy_set, images=1 - toy_set.images), toy_dataset.test, small(), store, QUIET)
+    assert len(seeds) == 4
+
+
+def test_scores_equal_those_of_the_library_call(
+    toy_dataset: LabelledDataset, toy_set: SyntheticSet, store: RunStore
+) -> None:
+    ours = evaluate_set(toy_set, toy_dataset.test, small(), store, QUIET)
+    theirs = potstill.evaluate(toy_set, toy_dataset.test, nets=2, epochs=1)
+    assert [s.accuracy for s in ours.scores] == [s.accuracy for s in theirs.scores]
+    assert [s.seed for s in ours.scores] == [s.seed for s in theirs.scores]
+
+
+def test_a_score_file_says_which_set_recipe_machine_and_commit(
+    toy_dataset: LabelledDataset, toy_set: SyntheticSet, store: RunStore
+) -> None:
+    evaluate_set(toy_set, toy_dataset.test, small(evaluation__nets=1), store, QUIET)
+    (path,) = store.scores.glob("*.json")
+    record = json.loads(path.read_text())
+    assert record["schema_version"] == 1 and record["recipe_hash"] == "c"
+    assert {"set_hash", "device", "runtime", "commit", "accuracy", "network", "protocol", "epochs", "seed"} <= set(
+        record
+    )
+
+
+def test_a_damaged_score_is_one_clear_line(
+    toy_dataset: LabelledDataset, toy_set: SyntheticSet, store: RunStore
+) -> None:
+    evaluate_set(toy_set, toy_dataset.test, small(evaluation__nets=1), store, QUIET)
+    (path,) = store.scores.glob("*.json")
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(DataError, match=r"damaged score .*; delete it to evaluate again"):
+        evaluate_set(toy_set, toy_dataset.test, small(evaluation__nets=1), store, QUIET)
+
+
+# --- a real process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_real_process_answers_a_signal_with_130_and_goes_on_to_the_same_bytes(
+    number: signal.Signals, toy_dataset: LabelledDataset, tmp_path: Path
+) -> None:
+    """Snapshots are rare: only the signal can have written the one that is found."""
+    data = tmp_path / "toy.npz"
+    np.savez(
+        data,
+        x_train=toy_dataset.train.images.numpy(), y_train=toy_dataset.train.labels.numpy(),
+        x_test=toy_dataset.test.images.numpy(), y_test=toy_dataset.test.labels.numpy(),
+    )  # fmt: skip
+    command = [sys.executable, "-m", "potstill", "distill", "--dataset", str(data), "--ipc", "1", "--json", "-q"]
+    command += [
+        "--method.steps",
+        "100",
+        "--method.real_batch",
+        "40",
+        "--pool.members",
+        "2",
+        "--pool.pretrained",
+        "false",
+    ]
+    command += [
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+        "--threads",
+        "1",
+        "--compile",
+        "false",
+        "--saving.every",
+        "1000",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(Path(potstill.__file__).parents[1])}
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+
+    def run(*words: str) -> subprocess.Popen[str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([*command, *words], env=environment, **pipes)  # type: ignore[call-overload]
+
+    first = run("--out", str(stopped))
+    deadline = time.monotonic() + 120
+    while not (stopped / "metrics.jsonl").exists():  # opened just before the first step
+        assert time.monotonic() < deadline and first.poll() is None
+        time.sleep(0.005)
+    time.sleep(0.1)
+    first.send_signal(number)
+    output, errors = first.communicate(timeout=60)
+    assert first.returncode == 130, errors
+    assert output == ""
+    assert "potstill: interrupted after step" in errors and "Traceback" not in errors
+    assert 0 < snapshot_step(RunStore(stopped)) < 100
+
+    second = run("--resume", str(stopped))
+    output, errors = second.communicate(timeout=120)
+    assert second.returncode == 0, errors
+    assert json.loads(output)["run"] == str(stopped)
+    third = run("--out", str(whole))
+    assert third.communicate(timeout=120) and third.returncode == 0
+    assert RunStore(stopped).distilled.read_bytes() == RunStore(whole).distilled.read_bytes()
+    assert steps_logged(RunStore(stopped)) == list(range(1, 101))
