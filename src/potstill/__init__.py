@@ -1,8 +1,8 @@
 """potstill distils a labelled data set into a tiny synthetic one on which networks train almost as well.
 
-    data = potstill.load_dataset("cifar10")
-    run = potstill.distill(data, method="dsdm", ipc=10)
-    print(potstill.evaluate(run.synthetic, data.test, nets=5))
+data = potstill.load_dataset("cifar10")
+run = potstill.distill(data, method="dsdm", ipc=10)
+print(potstill.evaluate(run.synthetic, data.test, nets=5))
 """
 
 from __future__ import annotations

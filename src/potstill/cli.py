@@ -102,7 +102,9 @@ def _verb(verbs: Any, name: str, run: Callable[[Any], None], text: str, *, takes
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="RECIPE", help="recipe file, or the name of a shipped one (potstill list recipes)")
+    parser.add_argument(
+        "--config", metavar="RECIPE", help="recipe file, or the name of a shipped one (potstill list recipes)"
+    )
     parser.add_argument("--dataset", metavar="NAME|PATH", help="a known name, a folder of images or an .npz")
     parser.add_argument("--ipc", type=int, help="stored images per class")
     parser.add_argument("--factor", type=_factor, metavar="F|R,C", help="partition of each stored image, 1..3 per axis")
@@ -150,7 +152,9 @@ def _evaluate_parser(verbs: Any) -> None:
     parser.add_argument("--factor", type=_factor, metavar="F|R,C", help="factor of a .pt set")
     parser.add_argument("--seed", type=int, help="of the evaluation networks")
     parser.add_argument("--out", type=Path, help="folder for the scores (default: the run folder)")
-    parser.add_argument("--eight-bit", action="store_true", help="also score the set rounded to 8 bits, as PNG keeps it")
+    parser.add_argument(
+        "--eight-bit", action="store_true", help="also score the set rounded to 8 bits, as PNG keeps it"
+    )
     _add_evaluation(parser)
     _add_places(parser)
     _add_runtime(parser)
@@ -160,10 +164,14 @@ def _compare_parser(verbs: Any) -> None:
     text = "distil and score several methods under one recipe; one table"
     parser = _verb(verbs, "compare", run_compare, text, takes_keys=True)
     _add_recipe(parser)
-    parser.add_argument("--methods", type=_names, default="random,random_mix,dsdm", metavar="A,B", help="methods to compare")
+    parser.add_argument(
+        "--methods", type=_names, default="random,random_mix,dsdm", metavar="A,B", help="methods to compare"
+    )
     parser.add_argument("--ipcs", type=_integers, metavar="N,N", help="several IPC values (default: the recipe's ipc)")
     parser.add_argument("--seeds", type=_count, default=1, metavar="N", help="sets per method: seeds SEED .. SEED+N-1")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the runs; the same call goes on")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the runs; the same call goes on"
+    )
     parser.add_argument("--overwrite", action="store_true", help="start every run anew")
     _add_evaluation(parser)
     _add_places(parser)
@@ -298,7 +306,9 @@ def run_export(options: argparse.Namespace) -> None:
     synthetic = read_set(options.set)
     beside = options.set if options.set.is_dir() else options.set.parent
     destination = options.out or beside / f"export-{options.to}"
-    scores = [RunStore(options.set).read_json(str(p.relative_to(options.set))) for p in options.set.glob("scores/*.json")]
+    scores = [
+        RunStore(options.set).read_json(str(p.relative_to(options.set))) for p in options.set.glob("scores/*.json")
+    ]
     written = export(synthetic, destination, options.to, overwrite=options.overwrite, facts={"scores": scores})
     _print(options, {"written": str(written), "format": options.to}, str(written))
 
@@ -335,9 +345,7 @@ def _layers(options: argparse.Namespace) -> list[dict[str, Any]]:
     from .config import parse_assignments, read_recipe
 
     short = {
-        key: getattr(options, name)
-        for name, key in SHORT_KEYS.items()
-        if getattr(options, name, None) is not None
+        key: getattr(options, name) for name, key in SHORT_KEYS.items() if getattr(options, name, None) is not None
     }
     if "runtime.compile" in short:
         short["runtime.compile"] = {"true": True, "false": False}.get(short["runtime.compile"], "auto")

@@ -19,7 +19,10 @@ def names(kind: str) -> dict[str, str]:
     if kind == "recipes":
         return {name: "" for name in recipe_names()}
     if kind == "protocols":
-        return {name: f"{s.epochs} epochs, {s.optimizer} {s.learning_rate:g}, batch {s.batch}" for name, s in PROTOCOLS.items()}
+        return {
+            name: f"{s.epochs} epochs, {s.optimizer} {s.learning_rate:g}, batch {s.batch}"
+            for name, s in PROTOCOLS.items()
+        }
     if kind == "datasets":
         return {name: _facts(DATASETS[name]) for name in DATASETS}
     registry: Any = {"methods": METHODS, "networks": NETWORKS}[kind]
@@ -36,7 +39,11 @@ def describe(kind: str, name: str) -> dict[str, Any]:
         method = METHODS[name]
         keys = {f"method.{f.name}": f.default for f in fields(method.Config) if f.default is not MISSING}
         lines = "\n".join(f"  {key:32s}{value}" for key, value in keys.items())
-        return {"name": name, "keys": keys, "text": f"{inspect.getdoc(method)}\n\n{inspect.getdoc(method.Config)}\n\n{lines}"}
+        return {
+            "name": name,
+            "keys": keys,
+            "text": f"{inspect.getdoc(method)}\n\n{inspect.getdoc(method.Config)}\n\n{lines}",
+        }
     if kind == "recipes":
         import yaml
 
@@ -44,7 +51,11 @@ def describe(kind: str, name: str) -> dict[str, Any]:
         return {"name": name, "recipe": recipe, "text": yaml.safe_dump(recipe, sort_keys=False).rstrip()}
     if kind == "protocols":
         schedule = protocol_schedule(name)
-        return {"name": name, "schedule": vars(schedule), "text": "\n".join(f"{k}: {v}" for k, v in vars(schedule).items())}
+        return {
+            "name": name,
+            "schedule": vars(schedule),
+            "text": "\n".join(f"{k}: {v}" for k, v in vars(schedule).items()),
+        }
     if kind == "datasets":
         known = DATASETS[name]
         lines = [_facts(known), f"classes: {', '.join(known.classes)}", f"mirror images keep the label: {known.mirror}"]

@@ -44,7 +44,8 @@ class DatasetSpec:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> DatasetSpec:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+        return cls(**fields)
 
 
 @dataclass(frozen=True)

@@ -66,11 +66,13 @@ class Problem:
     @cached_property
     def extractor(self) -> Extractor:
         """The working network; `extractor.load` makes it any member of the pool."""
-        return Extractor(build_network(self.network, self.spec, derive(self.seed, "extractor")), self.spec, self.runtime)
+        return Extractor(
+            build_network(self.network, self.spec, derive(self.seed, "extractor")), self.spec, self.runtime
+        )
 
     @cached_property
     def sampler(self) -> ClassSampler:
-        return ClassSampler(self.train.labels, self.spec.num_classes, self.seed)
+        return ClassSampler(self.train.labels, self.spec.num_classes, self.seed, classes=self.spec.classes)
 
     @cached_property
     def resident_images(self) -> Tensor:

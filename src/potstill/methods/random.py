@@ -21,7 +21,7 @@ class Random(Method[State]):
     def init(self, problem: Problem) -> State:
         return State(0, self._plain(problem).initial_images())
 
-    def result(self, problem: Problem, state: State):  # noqa: ANN201
+    def result(self, problem: Problem, state: State):
         return super().result(self._plain(problem), state)
 
     def _plain(self, problem: Problem) -> Problem:

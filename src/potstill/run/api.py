@@ -67,9 +67,7 @@ def distill(
     cache_folder = Path(cache) if cache else None
     if out is not None:
         store = RunStore(out)
-        synthetic = distill_run(
-            resolved, data, store, reporter, cache=cache_folder, resume=resume, overwrite=overwrite
-        )
+        synthetic = distill_run(resolved, data, store, reporter, cache=cache_folder, resume=resume, overwrite=overwrite)
         return Run(synthetic, resolved, store.root)
     with tempfile.TemporaryDirectory(prefix="potstill-") as folder:
         synthetic = distill_run(resolved, data, RunStore(folder), reporter, cache=cache_folder)

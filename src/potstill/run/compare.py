@@ -49,7 +49,10 @@ def compare(
         Interrupted: by a signal; the same call goes on.
     """
     cells = [
-        (resolve(*layers, {"method.name": method, "ipc": ipc, "seed": seed}), RunStore(out / f"{method}-ipc{ipc}-seed{seed}"))
+        (
+            resolve(*layers, {"method.name": method, "ipc": ipc, "seed": seed}),
+            RunStore(out / f"{method}-ipc{ipc}-seed{seed}"),
+        )
         for ipc in ipcs
         for method in methods
         for seed in seeds

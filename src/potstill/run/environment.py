@@ -31,9 +31,9 @@ def environment(runtime: Runtime) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
+        **runtime.to_json(),
         "device": device_name(runtime),
         "runtime": runtime.describe(),
-        **runtime.to_json(),
         "command": shlex.join(["potstill", *sys.argv[1:]]) if Path(sys.argv[0]).stem in _COMMANDS else "",
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

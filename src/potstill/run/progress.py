@@ -45,7 +45,7 @@ class Reporter:
         else:
             yield Stage(name, total, done, self._plain_lines(name, total, done))
 
-    def _plain_lines(self, name: str, total: int, first: int):  # noqa: ANN202
+    def _plain_lines(self, name: str, total: int, first: int):
         started = last = time.monotonic()
 
         def show(done: int, note: str) -> None:
@@ -62,7 +62,7 @@ class Reporter:
 class Stage:
     """Counts the steps of a stage and shows them."""
 
-    def __init__(self, name: str, total: int, done: int, show):  # noqa: ANN001
+    def __init__(self, name: str, total: int, done: int, show):
         self.name, self.total, self.done, self._show = name, total, done, show
 
     def advance(self, note: str = "") -> None:

@@ -33,7 +33,12 @@ from .store import SCHEMA_VERSION, MetricsLog, RunStore, dump_json
 
 
 def pretrain_pool(
-    recipe: Recipe, data: LabelledDataset, reporter: Reporter, *, cache: Path | None = None, runtime: Runtime | None = None
+    recipe: Recipe,
+    data: LabelledDataset,
+    reporter: Reporter,
+    *,
+    cache: Path | None = None,
+    runtime: Runtime | None = None,
 ) -> Pool:
     """The recipe's pool, from the cache where it is there."""
     config = recipe.pool
@@ -102,7 +107,9 @@ def distill_run(
         return _distill(recipe, method, problem, store, reporter)
 
 
-def _distill(recipe: Recipe, method: Method[Any], problem: Problem, store: RunStore, reporter: Reporter) -> SyntheticSet:
+def _distill(
+    recipe: Recipe, method: Method[Any], problem: Problem, store: RunStore, reporter: Reporter
+) -> SyntheticSet:
     state = _first_state(method, problem, store)
     seconds = float(store.read_json("times.json").get("distill_seconds", 0.0))
     started = time.perf_counter()
@@ -166,11 +173,11 @@ def evaluate_set(
     config = recipe.evaluation
     epochs = protocol_schedule(config.protocol, config.epochs).epochs
     seeds = evaluation_seeds(config.seed, config.network, config.nets)
-    runtime = recipe.runtime.resolve(
-        passes=3 * len(synthetic) * epochs * config.nets, side=synthetic.spec.shape[1]
-    )
+    runtime = recipe.runtime.resolve(passes=3 * len(synthetic) * epochs * config.nets, side=synthetic.spec.shape[1])
     runtime.start()
-    reporter.say(f"evaluate: {config.nets} x {config.network}, protocol {config.protocol}, {epochs} epochs; {runtime.describe()}")
+    reporter.say(
+        f"evaluate: {config.nets} x {config.network}, protocol {config.protocol}, {epochs} epochs; {runtime.describe()}"
+    )
     set_hash = blake2b(synthetic.to_bytes(), digest_size=12).hexdigest()
     scores = []
     with reporter.stage("evaluate", config.nets * epochs) as stage, interruptible("the finished scores"):

@@ -1,10 +1,10 @@
 """The folder of a run. Nothing else knows its file names; every write is aside, flushed and renamed.
 
-    config.yaml                      resolved recipe        env.json     versions, hardware, commit, command
-    metrics.jsonl                    one line per step      times.json   seconds and peak memory
-    state/snapshot.safetensors       where to go on from    state/kept/STEP.safetensors   kept sets
-    synthetic/initial.safetensors    before the first step  synthetic/distilled.safetensors, preview.png
-    scores/NETWORK-PROTOCOL-EPOCHS-SEED.json                report.html
+config.yaml                      resolved recipe        env.json     versions, hardware, commit, command
+metrics.jsonl                    one line per step      times.json   seconds and peak memory
+state/snapshot.safetensors       where to go on from    state/kept/STEP.safetensors   kept sets
+synthetic/initial.safetensors    before the first step  synthetic/distilled.safetensors, preview.png
+scores/NETWORK-PROTOCOL-EPOCHS-SEED.json                report.html
 """
 
 from __future__ import annotations
