@@ -1,0 +1,69 @@
+"""Turn a `potstill compare` folder into committed results: one JSON of rows and facts, and the sets in half precision.
+
+    python benchmarks/collect_results.py runs/c10_ipc10 results/cifar10_ipc10 --command "potstill compare ..."
+
+Paper values stand beside ours and are marked as what they are: the best of several test checks, not the last epoch.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from potstill.files import write_atomically
+from potstill.report import collect
+from potstill.report.tables import rows_to_json
+from potstill.synthetic import SyntheticSet
+
+#: Table 1 of the paper (ConvNet-3, percent, n = 5 experiments); its Random is plain images, factor 1.
+PAPER = {
+    ("cifar10", 10): {"random": 26.0, "dsdm": 66.5},
+    ("fashion_mnist", 10): {"random": 73.8, "dsdm": 87.3},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--command", required=True, help="the command that made the folder")
+    parser.add_argument("--note", action="append", default=[], help="anything a reader must know")
+    options = parser.parse_args()
+    rows = rows_to_json(collect(options.folder))
+    for row in rows:
+        row["paper_percent"] = PAPER.get((row["dataset"], row["ipc"]), {}).get(row["method"])
+    record = {
+        "schema_version": 1,
+        "command": options.command,
+        "notes": options.note,
+        "rows": rows,
+        "runs": {folder.name: read_run_facts(folder) for folder in run_folders(options.folder)},
+    }
+    write_atomically(options.out / "results.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
+    for folder in run_folders(options.folder):
+        if (folder / "metrics.jsonl").stat().st_size:
+            synthetic = SyntheticSet.load(folder / "synthetic")
+            half = replace(synthetic, images=synthetic.images.half())
+            write_atomically(options.out / f"{folder.name}.fp16.safetensors", half.to_bytes())
+
+
+def run_folders(folder: Path) -> list[Path]:
+    return sorted(path.parent.parent for path in folder.glob("*/synthetic/distilled.safetensors"))
+
+
+def read_run_facts(folder: Path) -> dict:
+    """Recipe, environment, times, scores and a thinned loss curve."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "recipe": yaml.safe_load((folder / "config.yaml").read_text()),
+        "environment": json.loads((folder / "env.json").read_text()),
+        "times": json.loads((folder / "times.json").read_text()),
+        "scores": [json.loads(path.read_text()) for path in sorted((folder / "scores").glob("*.json"))],
+        "metrics_every_100": lines[99::100],
+    }
+
+
+if __name__ == "__main__":
+    main()
