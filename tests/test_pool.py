@@ -281,3 +281,19 @@ def test_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, 
     assert default_cache() == Path("/xdg/potstill")
     monkeypatch.setenv("POTSTILL_CACHE_DIR", "/own")
     assert default_cache() == Path("/own")
+
+
+def test_pool_seconds_count_each_training_run_once_however_many_snapshots(toy_dataset, tmp_path):
+    schedule = Schedule(epochs=2, batch=32, learning_rate=0.01)
+    pool = pretrain(
+        toy_dataset.train,
+        toy_dataset.spec,
+        cache=tmp_path,
+        runtime=Runtime(),
+        members=1,
+        schedule=schedule,
+        snapshots=(1,),
+    )
+    first, last = (float(facts["seconds"]) for facts in pool.metadata)
+    assert first <= last
+    assert pool.seconds == last

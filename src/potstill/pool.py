@@ -67,6 +67,7 @@ class Pool:
     Attributes:
         network: name of the architecture, see `networks`.
         members: weights by parameter name, fp32 on the CPU.
+        seconds: what training the runs took, whenever that was.
         digests: the members' content addresses, in the same order.
     """
 
@@ -114,6 +115,7 @@ def pretrain(
     weights: list[Mapping[str, Tensor]] = []
     digests: list[str] = []
     metadata: list[Mapping[str, str]] = []
+    seconds = 0.0
     for run in range(members):
         keys = [_key(spec, network, schedule, derive(seed, "pool", run), epoch) for epoch in epochs]
         paths = [cache / f"{key.digest()}.safetensors" for key in keys]
@@ -126,8 +128,8 @@ def pretrain(
             tensors, facts = read_member(path)
             weights.append(tensors)
             metadata.append(facts)
+        seconds += float(metadata[-1].get("seconds", 0))  # the last epoch's clock holds the whole run
         digests += [key.digest() for key in keys]
-    seconds = sum(float(facts.get("seconds", 0)) for facts in metadata)
     return Pool(network, tuple(weights), tuple(digests), seconds, tuple(metadata))
 
 
@@ -169,23 +171,20 @@ def _train_run(
     on_epoch: Callable[[int, float], None] | None,
 ) -> None:
     network: Backbone = build_network(name, spec, keys[-1].seed)
-    started, kept_seconds = time.perf_counter(), 0.0
+    started = time.perf_counter()
 
     def keep(epoch: int, loss: float) -> None:
-        nonlocal kept_seconds
         if on_epoch:
             on_epoch(epoch, loss)
         for key, path in zip(keys, paths, strict=True):
             if key.epoch == epoch:
-                seconds = time.perf_counter() - started
                 facts = {
                     "key": json.dumps(asdict(key), sort_keys=True),
-                    "seconds": f"{seconds - kept_seconds:.1f}",
+                    "seconds": f"{time.perf_counter() - started:.1f}",
                     "loss": f"{loss:.6f}",
                     "train_accuracy": f"{_sampled_accuracy(network, train, spec, runtime):.4f}",
                     "runtime": runtime.describe(),
                 }
-                kept_seconds = seconds
                 halves = {n: v.detach().half().cpu().contiguous() for n, v in network.state_dict().items()}
                 write_atomically(path, save(halves, facts))
 
