@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UsageError
@@ -31,9 +32,9 @@ def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -
 class Block(nn.Module):
     """conv 3x3, instance norm, ReLU, average pool 2."""
 
-    def __init__(self, channels_in: int, width: int, padding: int):
+    def __init__(self, channels_in: int, width: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels_in, width, kernel_size=3, padding=padding)
+        self.conv = nn.Conv2d(channels_in, width, kernel_size=3, padding=1)
         self.norm_weight = nn.Parameter(torch.ones(width))
         self.norm_bias = nn.Parameter(torch.zeros(width))
 
@@ -63,15 +64,14 @@ class ConvNet(Backbone):
         height, width_px = (32, 32) if gray28 else (height, width_px)
         depth = default_depth(min(height, width_px)) if depth is None else depth
         _check_depth(depth, min(height, width_px))
-        first_padding = 3 if gray28 else 1
-        self.blocks = nn.ModuleList(
-            Block(channels if i == 0 else width, width, first_padding if i == 0 else 1) for i in range(depth)
-        )
+        # Padding 3 as a frame of 2 before padding 1: the CPU's convolution is nine times slower at padding 3.
+        self.frame = 2 if gray28 else 0
+        self.blocks = nn.ModuleList(Block(channels if i == 0 else width, width) for i in range(depth))
         self.feature_width = width * (height >> depth) * (width_px >> depth)
         self.classifier = nn.Linear(self.feature_width, num_classes)
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        maps = []
+        maps, x = [], F.pad(x, (self.frame,) * 4)
         for block in self.blocks:
             x = block(x)
             maps.append(x)
