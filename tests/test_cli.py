@@ -163,7 +163,7 @@ def test_exit_1_for_a_folder_in_use(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ([*DIGITS, "--method", "dsmd", "--out", "x"], "unknown method 'dsmd': known are dsdm, random, random_mix"),
+        ([*DIGITS, "--method", "dsmd", "--out", "x"], "unknown method 'dsmd': known are dm, dsdm, herding"),
         ([*DIGITS, "--dataset", "cifar12", "--out", "x"], "unknown data set 'cifar12': known are cifar10, cifar100"),
         ([*DIGITS, "--method.step", "3", "--out", "x"], "unknown recipe key 'method.step' of method 'dsdm'"),
         ([*DIGITS, "--method.steps", "few", "--out", "x"], "\"method.steps\": Expected a <class 'int'>"),
@@ -177,7 +177,7 @@ def test_exit_1_for_a_folder_in_use(tmp_path: Path, capsys: pytest.CaptureFixtur
         (DIGITS, "no folder for the run: add --out DIR"),
         (["distill", "--resume", "nowhere"], "nowhere: no run here"),
         (["compare", "--methods", "random,dm9", "--dataset", "digits", "--out", "x"], "unknown method 'dm9'"),
-        (["list", "methods", "nope"], "unknown method 'nope': known are dsdm"),
+        (["list", "methods", "nope"], "unknown method 'nope': known are dm, dsdm"),
         (["list", "networks", "nope"], "unknown network 'nope': known are convnet"),
         (["list", "datasets", "nope"], "unknown data set 'nope'"),
         (["list", "recipes", "nope"], "no recipe 'nope'"),

@@ -18,7 +18,7 @@ from potstill.errors import UsageError
 from potstill.methods import Problem, run_method
 from potstill.methods.descent import Descent
 from potstill.methods.dsdm import DSDM, DSDMConfig, DSDMState
-from potstill.methods.real import Bank, embed_batch, real_source
+from potstill.methods.features import Bank, embed_batch, real_source
 from potstill.networks import build_network
 from potstill.pool import untrained
 from potstill.runtime import Runtime

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from . import dm as _dm  # noqa: F401
 from . import dsdm as _dsdm  # noqa: F401
+from . import herding as _herding  # noqa: F401
+from . import kcenter as _kcenter  # noqa: F401
 from . import random as _random  # noqa: F401
 from .base import METHODS, Init, Method, Problem, State, run_method
 

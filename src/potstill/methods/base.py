@@ -155,6 +155,7 @@ class Method(ABC, Generic[S]):
         State: the class of its state.
         needs_pool: whether it draws pre-trained networks.
         clamps: whether results stay inside the spec's value range.
+        uses_seed: whether another root seed gives another result (greedy selection has no draws).
         independent_classes: whether distilling shards of classes equals distilling them together.
     """
 
@@ -162,6 +163,7 @@ class Method(ABC, Generic[S]):
     State: ClassVar[type[State]] = State
     needs_pool: ClassVar[bool] = False
     clamps: ClassVar[bool] = True
+    uses_seed: ClassVar[bool] = True
     independent_classes: ClassVar[bool] = True
     #: Named groups of recipe keys ("method.momentum", "init.pick"...) that `fidelity` selects.
     fidelity: ClassVar[dict[str, dict[str, Any]]] = {}

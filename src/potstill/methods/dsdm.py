@@ -21,7 +21,7 @@ from ..statistics import prototypes, spread
 from ..synthetic import decode
 from .base import METHODS, Method, Problem, State
 from .descent import Descent
-from .real import RealSource, real_source
+from .features import RealSource, embed_decoded, real_source
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class DSDMConfig:
         real_batch, synthetic_batch: samples per class and step, |B_T| and at most |B_S|.
         augment: DSA string of the Siamese augmentation; augment_single: one operation per batch, as DSA and DM do.
         clamp: keep values in range "after" each step, "before" it, or "never".
-        real_statistics: "fresh" or "bank", see `real`; bank_draws per network, in at most bank_gigabytes.
+        real_statistics: "fresh" or "bank", see `features`; bank_draws per network, in at most bank_gigabytes.
     """
 
     steps: int = 3000
@@ -215,8 +215,7 @@ class DSDM(Method[DSDMState]):
     def _embed(self, problem: Problem, pixels: Tensor, draw: Draw, step: int) -> Tensor:
         """Features `(K, M, D)` of the decoded synthetic samples, under the real batch's own draw."""
         samples = self._sample(problem, decode(pixels, problem.factor).flatten(1, 2), step)
-        features = problem.extractor.embed_synthetic(samples.flatten(0, 1), draw.repeat(samples.shape[1]))
-        return features.unflatten(0, samples.shape[:2])
+        return embed_decoded(problem, samples, draw)
 
     def _sample(self, problem: Problem, samples: Tensor, step: int) -> Tensor:
         """At most `synthetic_batch` of the `(K, M, C, H, W)` decoded samples of each class: the paper's B_S."""

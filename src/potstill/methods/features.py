@@ -1,6 +1,6 @@
-"""Features of real batches: drawn afresh at every step, or reused from a bank.
+"""Features that are matched: of real batches, drawn afresh at every step or reused from a bank, and of the decoded set.
 
-Either way a batch comes with the augmentation draw that made it, which the synthetic samples must share.
+A real batch comes with the augmentation draw that made it, which the synthetic samples must share.
 """
 
 from __future__ import annotations
@@ -54,6 +54,12 @@ def embed_batch(problem: Problem, strategy: Strategy, size: int, number: int) ->
     per_class = len(images) // len(problem.classes)
     features = problem.extractor.embed_real(images, drawn.repeat(per_class))
     return RealBatch(features.unflatten(0, (len(problem.classes), per_class)), drawn)
+
+
+def embed_decoded(problem: Problem, samples: Tensor, draw: Draw) -> Tensor:
+    """Features `(K, M, D)` of decoded samples `(K, M, C, H, W)` under one row of `draw` per class; keeps gradients."""
+    features = problem.extractor.embed_synthetic(samples.flatten(0, 1), draw.repeat(samples.shape[1]))
+    return features.unflatten(0, samples.shape[:2])
 
 
 class Bank:

@@ -1,0 +1,66 @@
+"""Coresets: whole real images, chosen per class by their features in a trained network.
+
+A coreset method is a rule that picks rows of a feature matrix; this file supplies the features and the images. Like
+`random`, a coreset is plain images (factor 1) whatever the problem's factor.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..augment import COLUMNS, Draw
+from ..errors import UsageError
+from ..spec import to_pixels
+from ..synthetic import SyntheticSet
+from .base import Method, Problem, State
+
+
+@dataclass(frozen=True)
+class CoresetConfig:
+    """Keys of a coreset method.
+
+    Attributes:
+        member: which network of the pool gives the features, counted from 0.
+    """
+
+    member: int = 0
+
+
+class Coreset(Method[State]):
+    """A method whose `init` is its result: the images that `select` picks."""
+
+    Config = CoresetConfig
+    needs_pool: ClassVar[bool] = True
+    uses_seed: ClassVar[bool] = False
+
+    @abstractmethod
+    def select(self, features: Tensor, count: int) -> Tensor:
+        """Row numbers `(count,)` of `features` `(N, D)`, one class's real images, in the order of choice."""
+
+    def init(self, problem: Problem) -> State:
+        name = type(self).__name__.lower()
+        pool, member = problem.require_pool(name), self.config.member
+        if not 0 <= member < len(pool):
+            raise UsageError(f"method.member={member}: the pool has networks 0..{len(pool) - 1}")
+        problem.extractor.load(pool.members[member])
+        return State(0, torch.stack([self._images_of(problem, c) for c in problem.classes]))
+
+    def _images_of(self, problem: Problem, cls: int) -> Tensor:
+        problem.sampler.require(cls, problem.ipc)
+        images = problem.resident_images[problem.sampler.indices(cls).to(problem.resident_images.device)]
+        plain = Draw((), torch.zeros(len(images), COLUMNS))
+        features = problem.extractor.embed_real(images, plain)
+        return to_pixels(images[self.select(features, problem.ipc)])
+
+    def result(self, problem: Problem, state: State) -> SyntheticSet:
+        return super().result(replace(problem, factor=(1, 1)), state)
+
+
+def first_smallest(values: Tensor) -> Tensor:
+    """Index of the smallest value, the first of equals: `argmin` may name any of them."""
+    return (values == values.min()).nonzero()[0, 0]
