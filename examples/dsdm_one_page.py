@@ -20,7 +20,7 @@ from potstill.synthetic import SyntheticSet, decode, initial_images
 from potstill.training import Schedule, fit
 
 
-def dsdm(data, *, ipc=2, factor=(1, 1), networks=2, epochs=5, steps=60, rate=0.2, lambda_1=50.0, lambda_2=0.2):
+def dsdm(data, *, ipc=2, factor=(1, 1), networks=2, epochs=10, steps=60, rate=0.01, lambda_1=50.0, lambda_2=0.2):
     spec, train, stream = data.spec, data.train, torch.Generator().manual_seed(0)
     mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
     strategy = augment.Strategy.parse("color_crop_cutout", mirror=spec.mirror)
@@ -62,7 +62,7 @@ def dsdm(data, *, ipc=2, factor=(1, 1), networks=2, epochs=5, steps=60, rate=0.2
             prototypes.append(f_synthetic.detach().mean(dim=1))
         # 10: update S
         (gradient,) = torch.autograd.grad(loss, images)
-        images = (images.detach() - rate * ipc / 10 * gradient).clamp(*spec.value_range)
+        images = (images.detach() - rate * gradient).clamp(*spec.value_range)
         # 11, 12: the historical prototypes, Eq. (7) and (8)
         current = torch.cat(prototypes)
         history[m] = integrate_history(history[m], current, 0.99) if m in history else current

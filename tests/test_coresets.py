@@ -42,7 +42,7 @@ def test_herding_takes_the_row_nearest_the_mean_first_and_then_balances_it() -> 
 
 
 def test_k_center_starts_nearest_the_mean_and_goes_to_the_farthest_row() -> None:
-    # The mean is 4.125: nearest is 3.5 (index 2). Farthest from it: 10 (index 3). Then 0 is 3.5 from its nearest, 3 is .5.
+    # The mean is 4.125: nearest is 3.5 (index 2). Farthest: 10 (index 3). Then 0 is 3.5 from its nearest, 3 is .5.
     rows = torch.tensor([[0.0], [3.0], [3.5], [10.0]], dtype=torch.float64)
     assert spread_centres(rows, 3).tolist() == [2, 3, 0]
 
