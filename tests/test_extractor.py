@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from potstill import extractor as module
 from potstill.augment import OPERATIONS, Draw, Strategy, apply, draw
 from potstill.extractor import Extractor, chunks
 from potstill.networks import build_network
 from potstill.networks.convnet import ConvNet
 from potstill.runtime import Runtime
 from potstill.seeding import generator
-from potstill.spec import DatasetSpec, LabelledDataset, normalise
+from potstill.spec import DatasetSpec, LabelledDataset, normalise, to_pixels
 
 ALL = ("flip", "color", "crop", "cutout")
 
@@ -173,3 +174,40 @@ def test_compiled_bf16_stays_within_its_precision(cifar_like: tuple[DatasetSpec,
     assert all(tensor.dtype == torch.float32 for tensor in found)
     for ours, theirs, allowed in zip(found, expected, (0.01, 0.2, 0.01), strict=True):
         assert 1e-4 < relative_errors(ours, theirs).max() < allowed
+
+
+def test_recomputing_maps_changes_neither_features_nor_gradients(toy_colour, monkeypatch) -> None:
+
+    spec = toy_colour.spec
+    extractor = Extractor(build_network("convnet", spec, 0), spec, Runtime(chunk=4))
+    drawn = draw(Strategy.parse("color_crop_cutout"), 10, torch.Generator().manual_seed(0))
+    found = []
+    for limit in (100, 5):
+        monkeypatch.setattr(module, "KEEP_MAPS_OF", limit)
+        pixels = to_pixels(toy_colour.train.images[:10]).requires_grad_()
+        features = extractor.embed_synthetic(pixels, drawn)
+        found.append((features, *torch.autograd.grad(features.square().sum(), pixels)))
+    (kept, gradient), (recomputed, same_gradient) = found
+    assert torch.equal(kept, recomputed)
+    assert torch.equal(gradient, same_gradient)
+
+
+def test_recomputing_keeps_no_maps_between_the_passes(toy_colour, monkeypatch) -> None:
+
+    spec = toy_colour.spec
+    extractor = Extractor(build_network("convnet", spec, 0), spec, Runtime(chunk=4))
+    drawn = draw(Strategy.parse("color"), 12, torch.Generator().manual_seed(0))
+
+    def numbers_saved(limit: int) -> int:
+        monkeypatch.setattr(module, "KEEP_MAPS_OF", limit)
+        seen: list[int] = []
+
+        def pack(x):
+            seen.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            extractor.embed_synthetic(to_pixels(toy_colour.train.images[:12]).requires_grad_(), drawn)
+        return sum(seen)
+
+    assert numbers_saved(5) < 0.1 * numbers_saved(100)

@@ -8,16 +8,22 @@ time, while the chunk's maps are still near the core.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from . import augment
 from .augment import Draw
 from .networks import Backbone
 from .runtime import Runtime
 from .spec import DatasetSpec, normalise, to_pixels
+
+#: Samples whose maps are kept for the backward pass, half a megabyte each at 32x32; beyond, a chunk's maps are
+#: computed again when its gradient is due: a third more work, and memory that no longer grows with the set.
+KEEP_MAPS_OF = 4096
 
 
 class Extractor:
@@ -47,17 +53,18 @@ class Extractor:
 
     def embed_synthetic(self, pixels: Tensor, draw: Draw) -> Tensor:
         """Features `(B, D)` fp32 of decoded synthetic samples `(B, C, H, W)`, differentiable in `pixels`."""
-        return self._embed(pixels, draw)
+        return self._embed(pixels, draw, recompute=len(pixels) > KEEP_MAPS_OF)
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits `(..., num_classes)` of features `(..., D)` by the classifier of the network now loaded."""
         return self.network.classifier(features)
 
-    def _embed(self, images: Tensor, draw: Draw) -> Tensor:
+    def _embed(self, images: Tensor, draw: Draw, *, recompute: bool = False) -> Tensor:
         device = torch.device(self.runtime.device)
         uniform = draw.uniform.to(device)
+        embed = partial(checkpoint, self._embed_chunk, use_reentrant=False) if recompute else self._embed_chunk
         features = [
-            self._embed_chunk(chunk.images, draw.operations, chunk.uniform)[: chunk.filled]
+            embed(chunk.images, draw.operations, chunk.uniform)[: chunk.filled]
             for chunk in chunks(images.to(device), uniform, self.runtime.chunk)
         ]
         return torch.cat(features)

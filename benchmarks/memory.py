@@ -1,0 +1,68 @@
+"""Peak memory of one DSDM step at CIFAR-100's shape, IPC 50, factor 2: 20,000 decoded samples, on generated pixels.
+
+python benchmarks/memory.py --out results/memory.json
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from potstill.extractor import KEEP_MAPS_OF
+from potstill.files import write_atomically
+from potstill.methods import Init, Problem
+from potstill.methods.dsdm import DSDM, DSDMConfig
+from potstill.pool import untrained
+from potstill.run.environment import commit, cpu_name, peak_memory_mb
+from potstill.runtime import Runtime
+from potstill.spec import DatasetSpec, Split
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--ipc", type=int, default=50)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    runtime = Runtime.resolve(passes=10**9)
+    runtime.start()
+    images = torch.randint(256, (options.classes * 500, 3, 32, 32), dtype=torch.uint8)
+    names = tuple(str(c) for c in range(options.classes))
+    spec = DatasetSpec("generated", (3, 32, 32), names, (0.5,) * 3, (0.25,) * 3, mirror=True, fingerprint="generated")
+    problem = Problem(
+        spec=spec,
+        train=Split(images, torch.arange(options.classes).repeat_interleave(500)),
+        ipc=options.ipc,
+        factor=(2, 2),
+        runtime=runtime,
+        pool=untrained(spec, members=1),
+        init=Init(kind="noise"),
+    )
+    before = peak_memory_mb()
+    method = DSDM(DSDMConfig(steps=2))
+    state = method.init(problem)
+    seconds = []
+    for _ in range(2):
+        started = time.perf_counter()
+        state, metrics = method.step(problem, state)
+        seconds.append(round(time.perf_counter() - started, 1))
+    record = {
+        "schema_version": 1,
+        "decoded_samples": options.classes * options.ipc * 4,
+        "keep_maps_of": KEEP_MAPS_OF,
+        "peak_memory_mb": peak_memory_mb(),
+        "memory_with_data_loaded_mb": before,
+        "step_seconds": seconds,
+        "loss": metrics["loss"],
+        "cpu": cpu_name(),
+        "runtime": runtime.describe(),
+        "commit": commit(),
+    }
+    write_atomically(options.out, json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()
