@@ -85,8 +85,8 @@ class Chunk(NamedTuple):
 def chunks(images: Tensor, uniform: Tensor, size: int) -> list[Chunk]:
     """Split into pieces of one size (compiled graphs have static shapes); the last is filled up by repetition."""
     pieces, size = [], min(size, len(images))
-    for start in range(0, len(images), size):
-        x, u = images[start : start + size], uniform[start : start + size]
+    # One split, not a slice per chunk: the gradient of a slice is as large as the whole set.
+    for x, u in zip(images.split(size), uniform.split(size), strict=True):
         filled = len(x)
         if filled < size:
             index = torch.arange(size, device=images.device) % filled
