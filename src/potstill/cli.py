@@ -425,8 +425,10 @@ def _scores_json(scores: Scores, synthetic: SyntheticSet) -> dict[str, Any]:
 
 def _preview(store: Any, synthetic: SyntheticSet) -> None:
     from .report import save_preview
+    from .synthetic import SyntheticSet
 
-    save_preview(store.preview, synthetic)
+    initial = SyntheticSet.load(store.initial) if store.metrics.exists() and store.metrics.stat().st_size else None
+    save_preview(store.preview, synthetic, initial)
 
 
 def _reporter(options: argparse.Namespace) -> Reporter:
