@@ -81,24 +81,26 @@ class PlainDSDM:
     """The authors' loop body, class by class."""
 
     def __init__(self, real, labels, images, checkpoints: list[Path], mean, std, rate=0.1, num_classes=10):
-        self.real, self.labels, self.checkpoints, self.num_classes = real, labels, checkpoints, num_classes
+        self.real, self.checkpoints, self.num_classes = real, checkpoints, num_classes
         self.mean, self.std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
         self.images = images.clone().requires_grad_()  # (K, IPC, C, H, W)
         self.optimizer = torch.optim.SGD([self.images], lr=rate, momentum=0.5)
         self.history: list = [None] * num_classes
-        self.index = [(labels == c).nonzero().flatten() for c in range(num_classes)]
+        self.device = real.device
+        self.index = [(labels.cpu() == c).nonzero().flatten() for c in range(num_classes)]
 
     def step(self, t: int) -> float:
-        model = PlainConvNet()
-        model(torch.zeros(1, *self.images.shape[2:]))
-        model.load_state_dict(torch.load(self.checkpoints[t % len(self.checkpoints)], weights_only=True))
+        model = PlainConvNet().to(self.device)
+        model(torch.zeros(1, *self.images.shape[2:], device=self.device))
+        path = self.checkpoints[t % len(self.checkpoints)]
+        model.load_state_dict(torch.load(path, weights_only=True, map_location=self.device))
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         self.images.data.clamp_(0, 1)
         total = 0.0
         for c in range(self.num_classes):
             pick = self.index[c][torch.randperm(len(self.index[c]))[:256]]
-            real = (self.real[pick].float() / 255 - self.mean) / self.std
+            real = (self.real[pick.to(self.device)].float() / 255 - self.mean) / self.std
             synthetic = (decode(self.images[c]) - self.mean) / self.std
             both = augment(torch.cat([real, synthetic]), torch.rand(7))
             with torch.no_grad():
@@ -124,11 +126,11 @@ class PlainDSDM:
 def train_epoch(model, optimizer, images, labels, mean, std, batch):
     """One epoch of the usual eager loop, per-sample colour and crop by a batch-wise draw, CutMix at .5."""
     mean, std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
-    for index in torch.randperm(len(images)).split(batch):
+    for index in torch.randperm(len(images)).to(images.device).split(batch):
         x = (images[index].float() / (255 if images.dtype == torch.uint8 else 1) - mean) / std
         u = torch.rand(7)
         x, y = crop(color(x, u), u), labels[index]
-        share, partner = 1.0, torch.randperm(len(x))
+        share, partner = 1.0, torch.randperm(len(x)).to(x.device)
         if torch.rand(()) < 0.5:
             side = x.shape[-1]
             cut = int(side * math.sqrt(float(torch.rand(()))))

@@ -35,24 +35,27 @@ FORWARD = 2 * 9 * 128 * (3 * 1024 + 128 * 256 + 128 * 64) + 2 * 2048 * 10
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--ipcs", type=int, nargs="+", default=[1, 10, 50])
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    runtime = Runtime.resolve(threads=options.threads, passes=10**9)
+    runtime = Runtime.resolve(device=options.device, threads=options.threads, passes=10**9)
     runtime.start()
     torch.manual_seed(0)
-    data, spec = random_data()
+    data, spec = random_data(options.device)
     record = {
         "schema_version": 1,
         "cpu": cpu_name(),
         "torch": torch.__version__,
         "commit": commit(),
         "runtime": runtime.describe(),
-        "ceilings": ceilings(),
+        "ceilings": ceilings(options.device),
         "step": {f"ipc{ipc}": step_pairs(data, spec, runtime, ipc, options.pairs) for ipc in options.ipcs},
         "pretraining_epoch": training_pairs(data, spec, runtime, 256, options.pairs),
-        "evaluation_epoch": training_pairs(data.subset(torch.arange(400)), spec, runtime, 64, options.pairs),
+        "evaluation_epoch": training_pairs(
+            data.subset(torch.arange(400, device=options.device)), spec, runtime, 64, options.pairs
+        ),
     }
     record["network_passes"] = passes(data, spec, runtime, record["ceilings"])
     record["peak_memory_mb"] = peak_memory_mb()
@@ -60,22 +63,23 @@ def main() -> None:
     print(json.dumps(record, indent=1))
 
 
-def random_data() -> tuple[Split, DatasetSpec]:
+def random_data(device: str) -> tuple[Split, DatasetSpec]:
     count = CLASSES * PER_CLASS
     images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
     labels = torch.arange(CLASSES).repeat_interleave(PER_CLASS)
     names = tuple(str(c) for c in range(CLASSES))
     spec = DatasetSpec("random", (3, 32, 32), names, (0.5,) * 3, (0.25,) * 3, mirror=True, fingerprint="random")
-    return Split(images, labels), spec
+    return Split(images.to(device), labels.to(device)), spec
 
 
-def ceilings() -> dict:
-    """GFLOP/s of square matrix products and GB/s of a copy, on the threads in use."""
+def ceilings(device: str) -> dict:
+    """GFLOP/s of square matrix products and GB/s of a copy, on the threads or the device in use."""
     found = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        a, b = (torch.randn(1536, 1536).to(dtype) for _ in range(2))
-        found[f"gemm_{name}_gflops"] = round(2 * 1536**3 / timed(lambda a=a, b=b: a @ b, 9) / 1e9, 1)
-    source = torch.randn(64 * 2**20)
+        side = 1536 if device == "cpu" else 8192
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        found[f"gemm_{name}_gflops"] = round(2 * side**3 / timed(lambda a=a, b=b: a @ b, 9) / 1e9, 1)
+    source = torch.randn(64 * 2**20, device=device)
     target = torch.empty_like(source)
     found["copy_gbytes"] = round(2 * source.numel() * 4 / timed(lambda: target.copy_(source), 5) / 1e9, 1)
     return found
@@ -106,20 +110,22 @@ def stepper(method: DSDM, problem: Problem):
 def plain_dsdm(data: Split, spec: DatasetSpec, images: torch.Tensor, folder: Path) -> plain.PlainDSDM:
     paths = []
     for m in range(MEMBERS):
-        model = plain.PlainConvNet()
-        model(torch.zeros(1, *spec.shape))
+        model = plain.PlainConvNet().to(data.images.device)
+        model(torch.zeros(1, *spec.shape, device=data.images.device))
         paths.append(folder / f"{m}.pt")
         torch.save(model.state_dict(), paths[-1])
-    return plain.PlainDSDM(data.images, data.labels, images, paths, torch.tensor(spec.mean), torch.tensor(spec.std))
+    mean, std = (torch.tensor(values, device=data.images.device) for values in (spec.mean, spec.std))
+    return plain.PlainDSDM(data.images, data.labels, images, paths, mean, std)
 
 
 def training_pairs(data: Split, spec: DatasetSpec, runtime: Runtime, batch: int, pairs: int) -> dict:
     """Seconds of one epoch over `data`, both with SGD, colour, crop and CutMix."""
     schedule = Schedule(epochs=1, batch=batch, learning_rate=0.01, augment="color_crop", cutmix=0.5)
-    model = plain.PlainConvNet()
-    model(torch.zeros(1, *spec.shape))
+    device = data.images.device
+    model = plain.PlainConvNet().to(device)
+    model(torch.zeros(1, *spec.shape, device=device))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
+    mean, std = (torch.tensor(values, device=device) for values in (spec.mean, spec.std))
     net = build_network("convnet", spec, 0)
     sides = {
         "plain": lambda t: plain.train_epoch(model, optimizer, data.images, data.labels, mean, std, batch),
@@ -155,9 +161,7 @@ def paired(sides: dict, pairs: int, warm: int) -> dict:
     seconds = {name: [] for name in sides}
     for t in range(pairs):
         for name, side in sides.items():
-            started = time.perf_counter()
-            side(warm + t)
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(clock(lambda side=side, t=t: side(warm + t)))
     first, *others = sides
     ratios = {name: median(a / b for a, b in zip(seconds[first], seconds[name], strict=True)) for name in others}
     return {
@@ -170,12 +174,17 @@ def paired(sides: dict, pairs: int, warm: int) -> dict:
 def timed(act, repeats: int) -> float:
     for _ in range(2):
         act()
-    values = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        act()
-        values.append(time.perf_counter() - started)
-    return median(values)
+    return median(clock(act) for _ in range(repeats))
+
+
+def clock(act) -> float:
+    """Wall seconds of one call, the device's queue emptied before and after."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
+    started = time.perf_counter()
+    act()
+    wait()
+    return time.perf_counter() - started
 
 
 if __name__ == "__main__":
