@@ -7,6 +7,7 @@ import torch
 from ..seeding import derive
 from ..spec import DatasetSpec
 from . import convnet as _convnet  # noqa: F401  (registers itself)
+from . import resnet as _resnet  # noqa: F401
 from .base import NETWORKS, Backbone
 
 __all__ = ["NETWORKS", "Backbone", "build_network"]
