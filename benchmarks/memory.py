@@ -1,6 +1,6 @@
 """Peak memory of one DSDM step at CIFAR-100's shape, IPC 50, factor 2: 20,000 decoded samples, on generated pixels.
 
-python benchmarks/memory.py --out results/memory.json
+python benchmarks/memory.py --out results/speed/memory.json
 """
 
 import argparse
