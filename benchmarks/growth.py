@@ -42,10 +42,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--figure", type=Path)
+    parser.add_argument("--redraw", action="store_true", help="draw the figure from --out, measure nothing")
     parser.add_argument("--point", type=json.loads, help="measure one point and print it (used by this script itself)")
     options = parser.parse_args()
     if options.point is not None:
         print(json.dumps(measure(**options.point)))
+        return
+    if options.redraw:
+        draw(json.loads(options.out.read_text()), options.figure)
         return
     axes = {axis: [measured({**BASE, axis: value}) for value in values] for axis, values in AXES.items()}
     record = {
@@ -117,6 +121,10 @@ def draw(record: dict, path: Path) -> None:
         memory_axes.loglog(sizes, [p["peak_memory_mb"] for p in points], "o-", label=axis)
     time_axes.set(xlabel="size, times the base", ylabel="seconds a step (median of 5)")
     memory_axes.set(xlabel="size, times the base", ylabel="peak memory, MB")
+    for axes, ticks in ((time_axes, [0.1, 0.3, 1, 2]), (memory_axes, [600, 1000, 2000])):
+        axes.set_xticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
     time_axes.legend(title="exponent of time", fontsize=7)
     figure.savefig(path, metadata={"Date": None})
 
