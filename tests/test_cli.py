@@ -163,7 +163,7 @@ def test_exit_1_for_a_folder_in_use(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ([*DIGITS, "--method", "dsmd", "--out", "x"], "unknown method 'dsmd': known are dm, dsdm, herding"),
+        ([*DIGITS, "--method", "dsmd", "--out", "x"], "unknown method 'dsmd': known are dm, dsdm"),
         ([*DIGITS, "--dataset", "cifar12", "--out", "x"], "unknown data set 'cifar12': known are cifar10, cifar100"),
         ([*DIGITS, "--method.step", "3", "--out", "x"], "unknown recipe key 'method.step' of method 'dsdm'"),
         ([*DIGITS, "--method.steps", "few", "--out", "x"], "\"method.steps\": Expected a <class 'int'>"),
