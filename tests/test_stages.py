@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 import potstill
 from potstill.config import Recipe, resolve
 from potstill.errors import DataError, Interrupted, RunError, UsageError
+from potstill.methods import METHODS
 from potstill.methods.dsdm import DSDM
 from potstill.run import stages
 from potstill.run.progress import Reporter
@@ -467,3 +468,11 @@ def test_a_real_process_answers_a_signal_with_130_and_goes_on_to_the_same_bytes(
     assert third.communicate(timeout=120) and third.returncode == 0
     assert RunStore(stopped).distilled.read_bytes() == RunStore(whole).distilled.read_bytes()
     assert steps_logged(RunStore(stopped)) == list(range(1, 101))
+
+
+def test_a_run_says_what_its_method_does_in_one_line_for_the_report(toy_dataset, tmp_path) -> None:
+    recipe = resolve({"method.name": "random", "ipc": 1, "factor": [1, 1]})
+    store = RunStore(tmp_path / "run")
+    distill_run(recipe, toy_dataset, store, Reporter(quiet=True))
+    assert store.read_json("env.json")["method_about"] == METHODS["random"].about()
+    assert METHODS["random"].about().startswith("IPC whole real images per class")

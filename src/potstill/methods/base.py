@@ -171,6 +171,11 @@ class Method(ABC, Generic[S]):
     def __init__(self, config: Any = None):
         self.config = self.Config() if config is None else config
 
+    @classmethod
+    def about(cls) -> str:
+        """The method in one line: the first of its docstring. Lists and reports quote it."""
+        return (cls.__doc__ or "").strip().partition("\n")[0]
+
     @property
     def steps(self) -> int:
         """Steps to take; 0 for a method whose `init` is its result."""

@@ -8,14 +8,6 @@ from ..evaluation import PROTOCOLS
 from ..training import Schedule
 from .rows import RANDOM_METHODS, Row, RunRecord, better_random
 
-#: What a method does; one that is not listed is called by its name alone.
-METHODS_IN_WORDS = {
-    "random": "whole real training images chosen at random; nothing is learned",
-    "random_mix": "the undistilled start: real training images, shrunk and put into mosaics; nothing is learned",
-    "dsdm": "diversified semantic distribution matching: images are changed until the mean and the covariance of each "
-    "class's features agree with those of real images",
-}
-
 
 def describe_title(records: Sequence[RunRecord]) -> str:
     """A title such as "dsdm on digits, 10 images per class"."""
@@ -48,7 +40,7 @@ def describe_runs(group: Sequence[RunRecord]) -> str:
     record = group[0]
     rows, columns = record.factor
     tiles = f", each a mosaic of {rows} x {columns} smaller ones" if (rows, columns) != (1, 1) else ""
-    what = METHODS_IN_WORDS.get(record.method)
+    what = str(record.environment.get("method_about", "")).rstrip(".")
     text = f"{record.method}{f' ({what})' if what else ''}: {record.ipc} stored images per class{tiles}"
     if record.numbers_stored:
         text += f", {record.numbers_stored:,} numbers in all"

@@ -91,7 +91,9 @@ def distill_run(
         runtime = recipe.runtime.resolve(passes=_network_passes(recipe, data), side=data.spec.shape[1])
         pool = pretrain_pool(recipe, data, reporter, cache=cache) if method.needs_pool else None
         runtime.start()
-        store.write_json("env.json", {**environment(runtime), "recipe_hash": recipe.hash()})
+        store.write_json(
+            "env.json", {**environment(runtime), "recipe_hash": recipe.hash(), "method_about": method.about()}
+        )
         problem = Problem(
             spec=data.spec,
             train=data.train,
