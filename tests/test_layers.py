@@ -13,7 +13,9 @@ PACKAGE = Path(__file__).parents[1] / "src" / "potstill"
 # Lowest first. A room is a module or a folder; it may import from rooms of lower levels and from itself.
 LEVELS = (
     {"errors", "_version"},
-    {"spec", "registry", "seeding", "runtime", "files"},
+    {"files"},
+    {"native"},
+    {"spec", "registry", "seeding", "runtime"},
     {"statistics", "augment"},
     {"objectives", "synthetic", "networks", "data"},
     {"training", "extractor"},

@@ -29,13 +29,13 @@ def plain_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_long_job_on_a_cpu_is_compiled_in_bf16() -> None:
-    expected = Runtime(device="cpu", precision="bf16", threads=3, compile=True, chunk=16)
+    expected = Runtime(device="cpu", precision="bf16", threads=3, compile=True, chunk=32)
     assert Runtime.resolve(**LONG) == expected
 
 
 def test_a_short_job_is_the_plain_oracle() -> None:
     """Compiling takes longer than 100,000 passes of 32x32 images do."""
-    assert Runtime.resolve(passes=99_999, threads=1) == Runtime(chunk=16)
+    assert Runtime.resolve(passes=99_999, threads=1) == Runtime(chunk=32)
     assert Runtime.resolve(passes=100_000).compile
     assert Runtime.resolve(passes=100_000).precision == "bf16"
 
@@ -70,9 +70,9 @@ def test_the_fastest_device_is_taken(cuda: bool, mps: bool, device: str, monkeyp
     assert Runtime.resolve(device="cpu").device == "cpu"
 
 
-@pytest.mark.parametrize(("side", "chunk"), [(32, 16), (28, 16), (16, 64), (8, 256), (64, 8), (224, 8)])
+@pytest.mark.parametrize(("side", "chunk"), [(32, 32), (28, 32), (16, 128), (8, 512), (64, 8), (224, 8)])
 def test_chunks_on_a_cpu_stay_near_the_core(side: int, chunk: int) -> None:
-    """A power of two near 16 images of 32x32 in pixels, but never below 8."""
+    """A power of two near 32 images of 32x32 in pixels, but never below 8."""
     assert Runtime.resolve(side=side).chunk == chunk
 
 

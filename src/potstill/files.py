@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader never sees half of one, and where what can be made again is kept."""
 
 from __future__ import annotations
 
@@ -34,6 +34,13 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def default_cache() -> Path:
+    """`POTSTILL_CACHE_DIR`, else `potstill` in the user's cache folder (XDG)."""
+    if chosen := os.environ.get("POTSTILL_CACHE_DIR"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "potstill"
 
 
 def _umask() -> int:

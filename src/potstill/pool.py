@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -201,10 +200,3 @@ def _sampled_accuracy(network: Backbone, train: Split, spec: DatasetSpec, runtim
 
 def _announce(on_epoch: Callable[[int, int, float], None] | None, run: int) -> Callable[[int, float], None] | None:
     return None if on_epoch is None else lambda epoch, loss: on_epoch(run, epoch, loss)
-
-
-def default_cache() -> Path:
-    """`POTSTILL_CACHE_DIR`, else `potstill` in the user's cache folder (XDG)."""
-    if chosen := os.environ.get("POTSTILL_CACHE_DIR"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "potstill"

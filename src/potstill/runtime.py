@@ -6,6 +6,7 @@ decides again. Eager fp32 stays available everywhere and is the oracle that the 
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
 import os
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from . import native
 from .errors import UsageError
 
 log = logging.getLogger("potstill")
@@ -25,9 +27,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: Compiling costs some ten seconds a graph. Below this many network passes (images) a run is over sooner without it.
 COMPILE_PAYS_FROM = 100_000
-#: Pixels per network pass. On a CPU few enough that a chunk's maps stay near the core (16 images of 32x32); on a GPU
-#: bound by memory.
-CPU_CHUNK_PIXELS, GPU_CHUNK_PIXELS = 16 * 32 * 32, 1024 * 32 * 32
+#: Pixels per network pass. On a CPU a chunk's maps should stay in the shared cache (32 images of 32x32: 8 MB a map); on
+#: a GPU memory is the bound.
+CPU_CHUNK_PIXELS, GPU_CHUNK_PIXELS = 32 * 32 * 32, 1024 * 32 * 32
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Runtime:
         )
 
     def start(self) -> None:
-        """Make the process-wide settings: threads, matmul precision and how many graphs the compiler may keep."""
+        """Make the process-wide settings: threads, precision, memory, kernels, how many graphs the compiler keeps."""
         torch.set_num_threads(self.threads)
         torch.set_float32_matmul_precision("highest" if self.precision == "fp32" else "high")
         # One graph per network, chunk and augmentation op; the default of 8 would silently fall back to eager.
@@ -88,6 +90,11 @@ class Runtime:
         cache = os.environ.get("POTSTILL_CACHE_DIR")
         if cache:
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(cache, "inductor"))
+        if self.device == "cpu":
+            _keep_freed_memory()
+            compiler = find_compiler()
+            if self.compile and self.precision == "bf16" and compiler:
+                native.load(compiler)
 
     def compiled(self, function: F) -> F:
         """`function` through torch.compile with static shapes, or itself where compiling is off."""
@@ -173,11 +180,21 @@ def _resolve_compile(compile: bool | str, device: str, small: bool) -> bool:
     if compile not in ("auto", True, False):
         raise UsageError(f"compile={compile!r}: use auto, true or false")
     wanted = (not small) if compile == "auto" else bool(compile)
-    if wanted and device == "cpu" and not _has_compiler():
+    if wanted and device == "cpu" and not find_compiler():
         log.warning("no C++ compiler (g++ or clang++) found: running eagerly, several times slower")
         return False
     return wanted
 
 
-def _has_compiler() -> bool:
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+def find_compiler() -> str | None:
+    """Path of a C++ compiler, `CXX` first; None where there is none."""
+    names = (os.environ.get("CXX", "g++"), "g++", "clang++")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep freed maps for the next chunk: handed back, each would be paged in again, page by page."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt:  # glibc; M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
+        mallopt(-3, 1 << 30)
+        mallopt(-1, (1 << 31) - 1)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import native
 from ..errors import UsageError
 from .base import NETWORKS, Backbone
 
@@ -17,8 +18,11 @@ def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -
 
     Equal to `avg_pool2d(relu(instance_norm(x)), 2)`. Written out as mean, variance and a reshape so that the
     compiler can fuse all three into one pass over the map; as separate kernels they cost more than the convolution.
+    Compiled bf16 graphs on a CPU call a hand-written kernel instead, which computes the same.
     Statistics are at least fp32 whatever the map's precision.
     """
+    if native.serves(x):
+        return native.norm_relu_pool(x, weight, bias, eps)
     out_dtype = x.dtype
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     variance, mean = torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)
@@ -71,7 +75,7 @@ class ConvNet(Backbone):
         self.classifier = nn.Linear(self.feature_width, num_classes)
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        maps, x = [], F.pad(x, (self.frame,) * 4)
+        maps, x = [], native.arranged(F.pad(x, (self.frame,) * 4))
         for block in self.blocks:
             x = block(x)
             maps.append(x)

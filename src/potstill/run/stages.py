@@ -21,9 +21,9 @@ import yaml
 from ..config import Recipe, resolve
 from ..errors import DataError, Interrupted, RunError, UsageError
 from ..evaluation import Score, Scores, evaluate_once, evaluation_seeds, protocol_schedule
-from ..files import write_atomically
+from ..files import default_cache, write_atomically
 from ..methods import METHODS, Method, Problem, State
-from ..pool import Pool, default_cache, pretrain, untrained
+from ..pool import Pool, pretrain, untrained
 from ..runtime import Runtime
 from ..spec import LabelledDataset, Split
 from ..synthetic import SyntheticSet

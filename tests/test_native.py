@@ -1,0 +1,152 @@
+"""The hand-written kernel against the plain formula, where it is used, and what happens where it cannot be built."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from potstill import native
+from potstill.networks.convnet import ConvNet, norm_relu_pool
+from potstill.runtime import find_compiler
+from potstill.seeding import generator
+
+#: torch.compile walks into deprecated corners of torch and hides the warnings itself; as errors they would stop it.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+COMPILER = find_compiler()
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+
+
+@pytest.fixture
+def loaded() -> None:
+    assert COMPILER and native.load(COMPILER)
+
+
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No library in this process, and an empty cache."""
+    monkeypatch.setattr(native, "_kernels", None)
+    monkeypatch.setattr(native, "_group", 0)
+    monkeypatch.setenv("POTSTILL_CACHE_DIR", str(tmp_path))
+    return tmp_path
+
+
+def inputs(batch: int, channels: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A map whose channels differ in mean and spread, affine parameters of both signs, and a gradient."""
+    stream = generator(0, "map")
+    x = torch.randn(batch, channels, height, width, generator=stream)
+    x = 3 * torch.randn(1, channels, 1, 1, generator=stream) + x * torch.rand(1, channels, 1, 1, generator=stream)
+    weight, bias = torch.randn(channels, generator=stream), torch.randn(channels, generator=stream)
+    gradient = torch.randn(batch, channels, height // 2, width // 2, generator=stream)
+    return x.bfloat16(), weight, bias, gradient.bfloat16()
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 128, 32, 32), (2, 128, 2, 2), (1, 256, 6, 10), (5, 128, 14, 4)],
+    ids=lambda shape: "x".join(map(str, shape)),
+)
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["nhwc", "nchw"])
+def test_kernel_equals_the_formula_in_value_and_every_gradient(loaded: None, shape, layout) -> None:
+    """bf16 keeps 8 bits: .4 % a value, so .2 % in norm; a sum over a map is fp32 and far closer.
+
+    A map value that rounding puts on the other side of ReLU's corner would be off by its whole gradient; fp64 from the
+    same bf16 map decides here, so there are few.
+    """
+    x, weight, bias, gradient = inputs(*shape)
+    exact = [t.double().requires_grad_() for t in (x, weight, bias)]
+    expected = norm_relu_pool(*exact)
+    expected.backward(gradient.double())
+    ours = [t.clone().requires_grad_() for t in (x.contiguous(memory_format=layout), weight, bias)]
+    found = native.norm_relu_pool(*ours, 1e-5)
+    found.backward(gradient)
+    assert found.dtype == torch.bfloat16 and found.shape == expected.shape
+    assert relative_error(found.detach(), expected.detach()) < 3e-3
+    for name, a, b in zip(("map", "weight", "bias"), ours, exact, strict=True):
+        assert a.grad is not None and b.grad is not None
+        assert relative_error(a.grad, b.grad) < (5e-3 if name == "map" else 2e-3), name
+
+
+@needs_compiler
+def test_a_large_mean_does_not_cost_precision(loaded: None) -> None:
+    """Mean 1000 times the spread: sums of squares around zero would have lost everything in fp32."""
+    x = (1000 + torch.randn(1, 128, 8, 8, generator=generator(0, "x")) * 4).bfloat16()
+    weight, bias = torch.ones(128), torch.zeros(128)
+    expected = norm_relu_pool(x.double(), weight.double(), bias.double())
+    assert relative_error(native.norm_relu_pool(x, weight, bias, 1e-5), expected) < 3e-3
+
+
+@needs_compiler
+def test_registered_as_torch_demands(loaded: None) -> None:
+    x, weight, bias, _ = inputs(2, 128, 4, 4)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    torch.library.opcheck(native._forward, (x, weight.requires_grad_(), bias.requires_grad_(), 1e-5))
+
+
+def _calls(monkeypatch: pytest.MonkeyPatch, network: ConvNet, images: Tensor, *, autocast: bool) -> int:
+    """How many blocks of a compiled network took the kernel."""
+    seen: list[Tensor] = []
+    plain = native.serves
+    monkeypatch.setattr(native, "serves", lambda x: plain(x) and not seen.append(x))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        torch.compile(network, backend="eager", dynamic=False)(images)
+    torch._dynamo.reset()
+    return len(seen)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("width", "side", "autocast", "calls"),
+    [(128, 32, True, 3), (128, 32, False, 0), (64, 32, True, 0), (128, 14, True, 1)],
+    ids=["bf16", "fp32", "narrow", "odd"],
+)
+def test_only_compiled_bf16_maps_of_even_sides_take_the_kernel(
+    loaded: None, monkeypatch: pytest.MonkeyPatch, width: int, side: int, autocast: bool, calls: int
+) -> None:
+    network, images = ConvNet((3, side, side), 10, width=width), torch.rand(2, 3, side, side)
+    assert _calls(monkeypatch, network, images, autocast=autocast) == calls
+
+
+@needs_compiler
+def test_eager_code_keeps_the_formula(loaded: None) -> None:
+    """So that it stays the oracle, and twice differentiable."""
+    x = inputs(1, 128, 4, 4)[0]
+    assert not native.serves(x)
+    assert native.arranged(x) is x
+    doubled = x.float().requires_grad_()
+    (first,) = torch.autograd.grad(
+        norm_relu_pool(doubled, torch.ones(128), torch.zeros(128)).square().sum(), doubled, create_graph=True
+    )
+    first.square().sum().backward()
+    assert doubled.grad is not None and doubled.grad.abs().sum() > 0
+
+
+@needs_compiler
+def test_built_once_and_kept_in_the_cache(unloaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert COMPILER and native.load(COMPILER)
+    (library,) = (unloaded / "native").iterdir()
+    monkeypatch.setattr(native, "_kernels", None)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("built again"))
+    assert native.load(COMPILER)
+    assert list((unloaded / "native").iterdir()) == [library]
+
+
+@pytest.mark.parametrize("compiler", ["false", "/nowhere/g++"])
+def test_without_a_working_compiler_one_line_and_the_formula(
+    unloaded: Path, caplog: pytest.LogCaptureFixture, compiler: str
+) -> None:
+    with caplog.at_level(logging.WARNING, "potstill"):
+        assert not native.load(compiler)
+    assert len(caplog.messages) == 1 and "\n" not in caplog.messages[0]
+    assert "could not be built" in caplog.messages[0]
+    assert not native.serves(torch.zeros(1, 128, 4, 4, dtype=torch.bfloat16))
