@@ -362,6 +362,15 @@ def test_a_finished_score_is_kept_and_only_missing_networks_are_trained(
     assert three.scores[:2] == two.scores
 
 
+def test_progress_counts_the_networks_whose_scores_are_kept(
+    toy_dataset: LabelledDataset, toy_set: SyntheticSet, store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate_set(toy_set, toy_dataset.test, small(), store, QUIET)
+    evaluate_set(toy_set, toy_dataset.test, small(evaluation__nets=3), store, Reporter())
+    shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("evaluate ")]
+    assert [line.partition(",")[0] for line in shown] == ["evaluate 3/3"]
+
+
 def test_a_score_of_another_set_is_not_reused(
     toy_dataset: LabelledDataset, toy_set: SyntheticSet, store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -181,11 +181,13 @@ def evaluate_set(
         f"evaluate: {config.nets} x {config.network}, protocol {config.protocol}, {epochs} epochs; {runtime.describe()}"
     )
     set_hash = blake2b(synthetic.to_bytes(), digest_size=12).hexdigest()
+    paths = {seed: folder.score_path(config.network, config.protocol, epochs, seed) for seed in seeds}
+    kept = {seed: _read_score(path, set_hash) for seed, path in paths.items()}
+    done = epochs * sum(score is not None for score in kept.values())
     scores = []
-    with reporter.stage("evaluate", config.nets * epochs) as stage, interruptible("the finished scores"):
-        for seed in seeds:
-            path = folder.score_path(config.network, config.protocol, epochs, seed)
-            score = _read_score(path, set_hash)
+    with reporter.stage("evaluate", config.nets * epochs, done) as stage, interruptible("the finished scores"):
+        for seed, path in paths.items():
+            score = kept[seed]
             if score is None:
                 score = evaluate_once(
                     synthetic,
