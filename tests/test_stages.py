@@ -247,6 +247,19 @@ def test_metrics_beyond_the_snapshot_and_a_torn_line_are_repaired_on_resume(
     assert steps_logged(store) == [1, 2, 3, 4, 5, 6]
 
 
+def test_seconds_go_on_where_the_snapshot_left_them(
+    toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        fail_at(patch, 5, lambda *_: (_ for _ in ()).throw(RunError("stop")))
+        with pytest.raises(RunError, match="stop"):
+            distill_run(small(), toy_dataset, store, QUIET)
+    store.write_json("times.json", {"distill_seconds": 100.0})  # as if the first four steps had taken long
+    distill_run(small(), toy_dataset, store, QUIET, resume=True)
+    seconds = [json.loads(line)["seconds"] for line in store.metrics.read_text().splitlines()]
+    assert seconds[3] < 100 < seconds[4] <= seconds[5] <= store.read_json("times.json")["distill_seconds"] < 200
+
+
 def test_a_snapshot_never_runs_ahead_of_the_metrics_on_the_disk(
     toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

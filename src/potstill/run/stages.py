@@ -113,13 +113,16 @@ def _distill(
     recipe: Recipe, method: Method[Any], problem: Problem, store: RunStore, reporter: Reporter
 ) -> SyntheticSet:
     state = _first_state(method, problem, store)
-    seconds = float(store.read_json("times.json").get("distill_seconds", 0.0))
-    started = time.perf_counter()
+    # Taken back to the last snapshot's: the time of lost steps is no part of what the set cost.
+    started = time.perf_counter() - float(store.read_json("times.json").get("distill_seconds", 0.0))
+
+    def seconds() -> float:
+        return round(time.perf_counter() - started, 3)
 
     def save(state: State) -> None:
         metrics.flush()
         store.write_snapshot(state.to_tensors())
-        store.write_json("times.json", _times(problem.pool, seconds + time.perf_counter() - started))
+        store.write_json("times.json", _times(problem.pool, seconds()))
 
     with (
         closing(MetricsLog(store.metrics, state.step)) as metrics,
@@ -129,7 +132,7 @@ def _distill(
         while state.step < method.steps:
             state, record = method.step(problem, state)
             _check_finite({**record, "the sum of the images": float(state.images.sum())}, state.step, store)
-            metrics.append({"step": state.step, "seconds": round(time.perf_counter() - started, 3), **record})
+            metrics.append({"step": state.step, "seconds": seconds(), **record})
             stage.advance(_terms(record))
             if state.step in recipe.saving.keep:
                 store.write_set(store.kept(state.step), _result(recipe, method, problem, state))
@@ -260,7 +263,7 @@ def _network_passes(recipe: Recipe, data: LabelledDataset) -> int:
 def _times(pool: Pool | None, seconds: float) -> dict[str, Any]:
     return {
         "pool_seconds": round(pool.seconds, 1) if pool else 0.0,
-        "distill_seconds": round(seconds, 3),
+        "distill_seconds": seconds,
         "peak_memory_mb": peak_memory_mb(),
     }
 
