@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 import torch
 
 from potstill.cli import main
-from potstill.errors import Interrupted, UsageError
+from potstill.errors import Interrupted, RunError, UsageError
 from potstill.methods.dsdm import DSDM
+from potstill.report import collect, make_rows
 from potstill.run import stages
 from potstill.run.compare import Outcome, compare
 from potstill.run.progress import Reporter
+from potstill.run.store import RunStore
 from potstill.spec import LabelledDataset
 from potstill.synthetic import SyntheticSet
 
@@ -61,6 +64,52 @@ def test_a_failing_method_becomes_an_outcome_with_its_reason_and_the_others_go_o
     dsdm, random = compared(toy_dataset, tmp_path, methods=["dsdm", "random"])
     assert dsdm.scores is None and "step 1: loss is nan" in dsdm.failure
     assert random.failure == "" and random.scores is not None
+
+
+def test_a_mistake_in_the_code_of_a_method_is_not_the_end_of_the_others(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DSDM, "step", lambda *_: [][1])
+    dsdm, random = compared(toy_dataset, tmp_path, methods=["dsdm", "random"])
+    assert dsdm.failure == "IndexError: list index out of range"
+    assert "in step" not in dsdm.failure
+    assert "Traceback" in json.loads((dsdm.folder / "failure.json").read_text())["traceback"]
+    assert random.scores is not None
+
+
+def test_a_failure_stays_in_its_folder_until_the_run_is_taken_up_again(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        break_dsdm(patch)
+        compared(toy_dataset, tmp_path)
+    (dsdm,) = [row for row in make_rows(collect(tmp_path)) if row.method == "dsdm"]
+    assert dsdm.failure.startswith("step 1: loss is nan") and dsdm.mean is None
+    compared(toy_dataset, tmp_path)
+    assert not list(tmp_path.rglob("failure.json"))
+
+
+def test_an_evaluation_that_fails_is_noted_too(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RunError("training loss is nan in epoch 1")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "evaluate_once", fails)
+        compared(toy_dataset, tmp_path)
+    assert {row.failure for row in make_rows(collect(tmp_path))} == {"training loss is nan in epoch 1"}
+    assert [o.failure for o in compared(toy_dataset, tmp_path)] == ["", ""]
+    assert {row.failure for row in make_rows(collect(tmp_path))} == {""}
+
+
+def test_a_run_that_another_process_holds_gets_no_note(toy_dataset: LabelledDataset, tmp_path: Path) -> None:
+    compared(toy_dataset, tmp_path)
+    with RunStore(tmp_path / "dsdm-ipc1-seed0").locked():
+        outcomes = compared(toy_dataset, tmp_path)
+    assert [bool(o.failure) for o in outcomes] == [False, True]
+    assert "another process is working on this run" in outcomes[1].failure
+    assert not list(tmp_path.rglob("failure.json"))
 
 
 def test_missing_images_are_a_failure_of_the_methods_that_need_them_alone(
@@ -142,28 +191,29 @@ COMMAND = [
 ]  # fmt: skip
 
 
-def test_the_command_prints_rows_and_failures_as_one_json_document(
+def test_the_command_prints_rows_with_their_failures_as_one_json_document(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     break_dsdm(monkeypatch)
-    assert main([*COMMAND, "--out", str(tmp_path), "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
+    assert main([*COMMAND, "--out", str(tmp_path), "--json"]) == 1
+    said = capsys.readouterr()
+    assert said.err == "potstill: 1 of 2 runs failed, see the table; the same call tries them again\n"
+    document = json.loads(said.out)
     assert document["schema_version"] == 1
-    (failure,) = document["failures"]
-    assert {k: failure[k] for k in ("method", "ipc", "seed")} == {"method": "dsdm", "ipc": 1, "seed": 0}
-    assert "loss is nan" in failure["failure"]
     rows = {row["method"]: row for row in document["rows"]}
     assert 0 <= rows["random"]["mean"] <= 1
     assert rows["dsdm"]["mean"] is None
+    assert "loss is nan" in rows["dsdm"]["failure"] and rows["random"]["failure"] == ""
 
 
 def test_the_command_prints_one_table_and_the_reasons_of_failures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     break_dsdm(monkeypatch)
-    assert main([*COMMAND, "--out", str(tmp_path), "--seeds", "2"]) == 0
+    assert main([*COMMAND, "--out", str(tmp_path), "--seeds", "2"]) == 1
     printed = capsys.readouterr().out
     assert "random" in printed
-    assert "dsdm ipc 1 seed 0: failed: step 1: loss is nan" in printed
-    assert "dsdm ipc 1 seed 1: failed" in printed
+    words = set(printed.split())
+    assert {"failed:", "nan;"} <= words
+    assert len(re.findall(r"seed [01]:", printed)) == 2
     assert {p.name for p in tmp_path.iterdir()} == {f"{m}-ipc1-seed{s}" for m in ("random", "dsdm") for s in (0, 1)}

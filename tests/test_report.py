@@ -104,6 +104,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         set_hash: str | None = None,
         environment: dict[str, Any] | None = None,
         times: dict[str, Any] | None = None,
+        failure: str = "",
         **recipe: Any,
     ) -> Path:
         folder = tmp_path / "runs" / name
@@ -124,6 +125,8 @@ def make_run(tmp_path: Path) -> MakeRun:
         (folder / "env.json").write_text(json.dumps(environment or {"torch": "2.13.0", "device": "cpu"}))
         if times:
             (folder / "times.json").write_text(json.dumps(times))
+        if failure:
+            (folder / "failure.json").write_text(json.dumps({"schema_version": 1, "reason": failure}))
         if metrics:
             (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
         for file, content in (("distilled", distilled), ("initial", initial)):
@@ -262,6 +265,23 @@ def test_a_run_without_scores_is_a_row_without_numbers(make_run: MakeRun):
     assert (row.mean, row.network, row.epochs, row.n) == (None, None, None, "1 x 0")
 
 
+def test_a_failed_run_is_a_row_that_says_why(make_run: MakeRun):
+    make_run("r", "random", accuracies=(0.5,), distilled=make_set())
+    folder = make_run("d", initial=make_set(), failure="step 1: loss is nan")
+    rows = make_rows(collect(folder.parent))
+    assert [(row.method, row.mean, row.failure) for row in rows] == [
+        ("random", 0.5, ""),
+        ("dsdm", None, "step 1: loss is nan"),
+    ]
+
+
+def test_a_failed_seed_is_told_in_the_row_of_the_others(make_run: MakeRun):
+    make_run("d0", accuracies=(0.8, 0.6), distilled=make_set(), seed=0)
+    folder = make_run("d1", initial=make_set(), failure="no space left", seed=1)
+    (row,) = make_rows(collect(folder.parent))
+    assert (row.n, row.failure) == ("1 x 2", "seed 1: no space left")
+
+
 def test_random_rows_come_first(collection: Path):
     assert [row.method for row in make_rows(collect(collection))] == ["random", "random_mix", "dsdm"]
 
@@ -275,6 +295,42 @@ def test_markdown_shows_percent_with_n(collection: Path):
     assert "| 74.00 +- 4.32 (2 x 2) | +13.00 | 2.83 | 4.47 |" in text
     assert "at the last epoch" in text
     assert "Throughout: data set toy, IPC 2, network convnet, protocol dsdm, epochs 50, device a processor" in text
+
+
+def test_every_format_tells_failures_and_is_without_the_column_where_there_are_none(
+    collection: Path, make_run: MakeRun
+):
+    assert "note" not in to_markdown(collect(collection))
+    make_run("dm", "dm", failure="step 1: loss is nan; lower the rate")
+    records = collect(collection)
+    assert "| failed: step 1: loss is nan; lower the rate |" in to_markdown(records)
+    failures = [record["failure"] for record in csv.DictReader(io.StringIO(to_csv(records)))]
+    assert failures == [record["failure"] for record in rows_to_json(records)]
+    assert sorted(failures) == ["", "", "", "step 1: loss is nan; lower the rate"]
+    text = " ".join(parse(render_report(records)).text.split())
+    assert "failed: step 1: loss is nan; lower the rate" in text
+    assert "dm: failed: step 1: loss is nan; lower the rate." in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_narrow_terminal_keeps_the_reason_of_a_failure_whole(collection: Path, make_run: MakeRun, width: int):
+    make_run("dm", "dm", failure=f"{'far/' * 20}run: another process is working on this run")
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    terminal_table(collect(collection), console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(len(line) <= width for line in text.splitlines())
+    assert "…" not in text
+    note = prose_at_the_end(text, "failed:")
+    assert "far/" * 20 in note and note.endswith("anotherprocessisworkingonthisrun")
+
+
+def prose_at_the_end(table: str, start: str) -> str:
+    """The last column's text from `start` on, without its blanks."""
+    lines = table.splitlines()
+    (row,) = [i for i, line in enumerate(lines) if start in line]
+    place = lines[row].index(start)
+    whole = "".join(line[place:].strip() for line in lines[row:] if not line[:1].strip() or line == lines[row])
+    return whole.replace(" ", "")
 
 
 def test_markdown_escapes_what_would_break_the_table(make_run: MakeRun):

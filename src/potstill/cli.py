@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import Interrupted, PotstillError, UsageError
+from .errors import Interrupted, PotstillError, RunError, UsageError
 
 if TYPE_CHECKING:
     from .config import Recipe
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from .spec import LabelledDataset
     from .synthetic import SyntheticSet
 
-EXIT_CODES = """exit codes: 0 done, 1 the run failed, 2 usage or recipe error, 3 data missing or damaged,
-4 a missing extra (named), 130 interrupted (resumable)"""
+EXIT_CODES = """exit codes: 0 done, 1 the run failed (of compare: one or more; a row says why),
+2 usage or recipe error, 3 data missing or damaged, 4 a missing extra (named), 130 interrupted (resumable)"""
 
 #: Option -> recipe key.
 SHORT_KEYS = {
@@ -261,6 +261,8 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
 
 def run_compare(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
     from .report import collect, terminal_table
     from .report.tables import rows_to_json
     from .run.compare import compare
@@ -278,14 +280,15 @@ def run_compare(options: argparse.Namespace) -> None:
         cache=options.cache_dir,
         overwrite=options.overwrite,
     )
-    failures = [{"method": o.method, "ipc": o.ipc, "seed": o.seed, "failure": o.failure} for o in outcomes if o.failure]
-    rows = collect(options.out)
+    failures = {outcome.folder: outcome.failure for outcome in outcomes if outcome.failure}
+    # A run that another process or recipe holds is not ours to write a note into.
+    records = [replace(run, failure=failures.get(run.folder, run.failure)) for run in collect(options.out)]
     if options.json:
-        print(json.dumps({"schema_version": 1, "rows": rows_to_json(rows), "failures": failures}, indent=2))
-        return
-    terminal_table(rows)
-    for failure in failures:
-        print(f"{failure['method']} ipc {failure['ipc']} seed {failure['seed']}: failed: {failure['failure']}")
+        print(json.dumps({"schema_version": 1, "rows": rows_to_json(records)}, indent=2))
+    else:
+        terminal_table(records)
+    if failures:
+        raise RunError(f"{len(failures)} of {len(outcomes)} runs failed, see the table; the same call tries them again")
 
 
 def run_pretrain(options: argparse.Namespace) -> None:

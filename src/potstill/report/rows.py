@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from ..errors import DataError
+from ..run.store import RunStore
 from ..synthetic import Factor, SyntheticSet
 
 SCHEMA_VERSION = 1
@@ -45,6 +46,7 @@ class RunRecord:
         environment, times: `env.json` and `times.json`.
         metrics: lines of `metrics.jsonl`.
         distilled, initial: the set, and the set before the first step.
+        failure: why the last attempt failed, in one line; "" where it did not.
     """
 
     folder: Path
@@ -56,6 +58,7 @@ class RunRecord:
     scores: tuple[StoredScore, ...] = ()
     distilled: SyntheticSet | None = None
     initial: SyntheticSet | None = None
+    failure: str = ""
 
     @property
     def name(self) -> str:
@@ -123,6 +126,7 @@ class Row:
         pool_seconds: the longest of the runs (later ones found the pool made); distill_seconds: mean over runs.
         gain: `mean` less the better Random row's, a share; None for Random itself and where there is no such row.
         device, commit: of the evaluations; like recipe_hash they list all there are, separated by commas.
+        failure: why runs failed, "" where none did; with the seed in front where the row is of several runs.
         runs: names of the folders.
     """
 
@@ -146,6 +150,7 @@ class Row:
     device: str = ""
     commit: str = ""
     gain: float | None = None
+    failure: str = ""
     runs: tuple[str, ...] = ()
 
     @property
@@ -199,18 +204,19 @@ def read_run(folder: str | Path) -> RunRecord:
     Raises:
         DataError: no `config.yaml`, or a damaged file; the message names file and line.
     """
-    folder = Path(folder)
-    config, text = _read_config(folder / "config.yaml")
+    store = RunStore(folder)
+    config, text = _read_config(store.config)
     return RunRecord(
-        folder=folder,
+        folder=store.root,
         config=config,
         config_text=text,
-        environment=_read_optional(folder / "env.json"),
-        times=_read_optional(folder / "times.json"),
-        metrics=_read_metrics(folder / "metrics.jsonl"),
-        scores=_read_scores(folder / "scores"),
-        distilled=_load_optional(folder / "synthetic" / "distilled.safetensors"),
-        initial=_load_optional(folder / "synthetic" / "initial.safetensors"),
+        environment=_read_optional(store.root / "env.json"),
+        times=_read_optional(store.root / "times.json"),
+        metrics=_read_metrics(store.metrics),
+        scores=_read_scores(store.scores),
+        distilled=_load_optional(store.distilled),
+        initial=_load_optional(store.initial),
+        failure=str(_read_optional(store.failure).get("reason", "")),
     )
 
 
@@ -274,9 +280,15 @@ def _rows_of_group(group: Sequence[RunRecord]) -> list[Row]:
         for score in record.scores:
             sets = measured.setdefault((score.network, score.protocol, score.epochs), {})
             sets.setdefault(score.set_hash or record.name, {})[score.seed] = score
-    if not measured:
-        return [_row_of_runs(group)]
-    return [_scored_row(group, terms, sets) for terms, sets in measured.items()]
+    rows = [_scored_row(group, terms, sets) for terms, sets in measured.items()] or [_row_of_runs(group)]
+    return [replace(row, failure=_failures(group)) for row in rows]
+
+
+def _failures(group: Sequence[RunRecord]) -> str:
+    failed = [record for record in group if record.failure]
+    if len(group) == 1:
+        return _joined(record.failure for record in failed)
+    return "; ".join(f"seed {record.config.get('seed')}: {record.failure}" for record in failed)
 
 
 def _scored_row(

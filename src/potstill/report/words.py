@@ -56,7 +56,7 @@ def describe_runs(group: Sequence[RunRecord]) -> str:
 
 def describe_missing(record: RunRecord) -> list[str]:
     """What this run has not come to yet, plainly."""
-    missing = []
+    missing = [f"failed: {record.failure.rstrip('.')}"] if record.failure else []
     planned, done = record.steps_planned, record.steps_done
     if record.distilled is None:
         reached = f" (step {done:,} of {planned:,})" if planned and done else ""

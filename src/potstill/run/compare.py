@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import resolve
-from ..errors import Interrupted, PotstillError
+from ..errors import Interrupted, reason
 from ..evaluation import Scores
 from ..spec import LabelledDataset
 from .progress import Reporter
@@ -42,6 +42,8 @@ def compare(
 ) -> list[Outcome]:
     """Distil and score every (IPC, method, seed); finished work is kept, a failure is an outcome, not the end.
 
+    Failures stay in the run folders until the run is taken up again, so that a later report tells them too.
+
     Args:
         layers: recipe layers; keys of one method go into a `methods` section.
     Raises:
@@ -63,11 +65,12 @@ def compare(
         scores, failure = None, ""
         try:
             synthetic = distill_run(recipe, data, store, reporter, cache=cache, resume=True, overwrite=overwrite)
-            scores = evaluate_set(synthetic, data.test, recipe, store, reporter)
+            with store.noting_failure():
+                scores = evaluate_set(synthetic, data.test, recipe, store, reporter)
         except Interrupted:
             raise
-        except PotstillError as error:
-            failure = str(error)
-            reporter.say(f"{recipe.method_name}: {failure}")
+        except Exception as error:  # whatever one method does wrong, the others are not to blame
+            failure = reason(error)
+            reporter.say(f"{recipe.method_name}: failed: {failure}")
         outcomes.append(Outcome(recipe.method_name, recipe.ipc, recipe.seed, store.root, scores, failure))
     return outcomes

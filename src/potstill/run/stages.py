@@ -84,29 +84,36 @@ def distill_run(
     """
     with store.locked():
         _claim(store, recipe, resume, overwrite)
-        if store.distilled.exists():
-            reporter.say(f"{store.root}: already finished")
-            return SyntheticSet.load(store.distilled)
-        method = recipe.build_method()
-        runtime = recipe.runtime.resolve(passes=_network_passes(recipe, data), side=data.spec.shape[1])
-        pool = pretrain_pool(recipe, data, reporter, cache=cache) if method.needs_pool else None
-        runtime.start()
-        store.write_json(
-            "env.json", {**environment(runtime), "recipe_hash": recipe.hash(), "method_about": method.about()}
-        )
-        problem = Problem(
-            spec=data.spec,
-            train=data.train,
-            ipc=recipe.ipc,
-            factor=recipe.factor,
-            seed=recipe.seed,
-            runtime=runtime,
-            pool=pool,
-            network=recipe.pool.network,
-            init=recipe.init,
-        )
-        reporter.say(f"{recipe.method_name}: {runtime.describe()}; recipe {recipe.hash()}")
-        return _distill(recipe, method, problem, store, reporter)
+        with store.noting_failure():
+            if store.distilled.exists():
+                reporter.say(f"{store.root}: already finished")
+                return SyntheticSet.load(store.distilled)
+            method = recipe.build_method()
+            problem = _problem(recipe, method, data, reporter, cache)
+            about = {"recipe_hash": recipe.hash(), "method_about": method.about()}
+            store.write_json("env.json", {**environment(problem.runtime), **about})
+            reporter.say(f"{recipe.method_name}: {problem.runtime.describe()}; recipe {recipe.hash()}")
+            return _distill(recipe, method, problem, store, reporter)
+
+
+def _problem(
+    recipe: Recipe, method: Method[Any], data: LabelledDataset, reporter: Reporter, cache: Path | None
+) -> Problem:
+    """All that the method may know, its pool and the process's runtime made ready."""
+    runtime = recipe.runtime.resolve(passes=_network_passes(recipe, data), side=data.spec.shape[1])
+    pool = pretrain_pool(recipe, data, reporter, cache=cache) if method.needs_pool else None
+    runtime.start()
+    return Problem(
+        spec=data.spec,
+        train=data.train,
+        ipc=recipe.ipc,
+        factor=recipe.factor,
+        seed=recipe.seed,
+        runtime=runtime,
+        pool=pool,
+        network=recipe.pool.network,
+        init=recipe.init,
+    )
 
 
 def _distill(

@@ -5,12 +5,14 @@ metrics.jsonl                    one line per step      times.json   seconds and
 state/snapshot.safetensors       where to go on from    state/kept/STEP.safetensors   kept sets
 synthetic/initial.safetensors    before the first step  synthetic/distilled.safetensors, preview.png
 scores/NETWORK-PROTOCOL-EPOCHS-SEED.json                report.html
+failure.json                     why the last attempt failed; gone when the run is taken up again
 """
 
 from __future__ import annotations
 
 import json
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +22,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..errors import DataError, RunError, UsageError
+from ..errors import DataError, Interrupted, PotstillError, RunError, UsageError, reason
 from ..files import write_atomically
 from ..synthetic import SyntheticSet
 
@@ -61,6 +63,10 @@ class RunStore:
     def scores(self) -> Path:
         return self.root / "scores"
 
+    @property
+    def failure(self) -> Path:
+        return self.root / "failure.json"
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process.
@@ -80,6 +86,20 @@ class RunStore:
             yield
         finally:
             lock.release()
+
+    @contextmanager
+    def noting_failure(self) -> Iterator[None]:
+        """Keep why the block fails, for tables and reports; what an earlier attempt left is forgotten."""
+        self.failure.unlink(missing_ok=True)
+        try:
+            yield
+        except Interrupted:
+            raise
+        except Exception as error:
+            trace = [] if isinstance(error, PotstillError) else traceback.format_exception(error)
+            with suppress(PotstillError):  # a full disk has no room for the note either
+                self.write_json(self.failure.name, {"reason": reason(error), "traceback": "".join(trace)})
+            raise
 
     def write_config(self, text: str) -> None:
         write_atomically(self.config, text)
@@ -127,7 +147,8 @@ class RunStore:
         """Forget everything a former run left here, other people's files excepted."""
         for path in (self.distilled, self.snapshot, self.metrics, self.initial, self.preview):
             path.unlink(missing_ok=True)
-        for pattern in ("scores/*.json", "state/kept/*.safetensors", "report.html", "env.json", "times.json"):
+        single = ("report.html", "env.json", "times.json", "failure.json")
+        for pattern in ("scores/*.json", "state/kept/*.safetensors", *single):
             for path in self.root.glob(pattern):
                 path.unlink()
         # Last: were it gone and a process killed here, the rest would be taken for a run of any recipe.
