@@ -168,7 +168,11 @@ def collection(make_run: MakeRun) -> Path:
             distilled=made[seed],
             initial=start,
             metrics=make_metrics(20),
-            times={"pool_seconds": (30.0, 0.0)[seed], "distill_seconds": (100.0, 120.0)[seed]},
+            times={
+                "pool_seconds": (30.0, 0.0)[seed],
+                "distill_seconds": (100.0, 120.0)[seed],
+                "peak_memory_mb": (1800, 1750)[seed],
+            },
             environment={"torch": "2.13.0", "command": "potstill distill --dataset toy --out runs/x"},
         )
     return folder.parent
@@ -193,6 +197,7 @@ def test_runs_that_differ_in_seed_only_are_pooled(collection: Path):
     assert row.std_nets == pytest.approx(math.sqrt(20e-4))
     assert row.pool_seconds == 30
     assert row.distill_seconds == pytest.approx(110)
+    assert row.peak_memory_mb == 1800
     assert row.numbers_stored == 3 * 2 * 64
     assert row.factor == (2, 2)
     assert row.recipe_hash == "recipe-dsdm-0, recipe-dsdm-1"
@@ -295,6 +300,15 @@ def test_markdown_shows_percent_with_n(collection: Path):
     assert "| 74.00 +- 4.32 (2 x 2) | +13.00 | 2.83 | 4.47 |" in text
     assert "at the last epoch" in text
     assert "Throughout: data set toy, IPC 2, network convnet, protocol dsdm, epochs 50, device a processor" in text
+
+
+def test_every_format_has_the_peak_memory(collection: Path):
+    records = collect(collection)
+    assert "peak memory, MB" in to_markdown(records) and "| 1,800 |" in to_markdown(records)
+    peaks = [record["peak_memory_mb"] for record in csv.DictReader(io.StringIO(to_csv(records)))]
+    assert peaks == ["", "", "1800.0"]
+    assert [record["peak_memory_mb"] for record in rows_to_json(records)] == [None, None, 1800]
+    assert "1,800" in parse(render_report(records)).text
 
 
 def test_every_format_tells_failures_and_is_without_the_column_where_there_are_none(

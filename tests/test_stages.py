@@ -24,6 +24,7 @@ from potstill.errors import DataError, Interrupted, RunError, UsageError
 from potstill.methods import METHODS
 from potstill.methods.dsdm import DSDM
 from potstill.run import stages
+from potstill.run.environment import forget_peak_memory, peak_memory_mb
 from potstill.run.progress import Reporter
 from potstill.run.stages import distill_run, evaluate_set, pretrain_pool, read_run_recipe
 from potstill.run.store import RunStore
@@ -258,6 +259,24 @@ def test_seconds_go_on_where_the_snapshot_left_them(
     distill_run(small(), toy_dataset, store, QUIET, resume=True)
     seconds = [json.loads(line)["seconds"] for line in store.metrics.read_text().splitlines()]
     assert seconds[3] < 100 < seconds[4] <= seconds[5] <= store.read_json("times.json")["distill_seconds"] < 200
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system cannot forget a peak")
+def test_peak_memory_is_that_of_distilling_and_the_most_over_resumes(
+    toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_peak_memory()
+    before = peak_memory_mb()
+    assert len(b"x" * (600 * 2**20)) and peak_memory_mb() >= before + 600  # an earlier method's, given back by now
+    with monkeypatch.context() as patch:
+        fail_at(patch, 5, lambda *_: (_ for _ in ()).throw(RunError("stop")))
+        with pytest.raises(RunError, match="stop"):
+            distill_run(small(), toy_dataset, store, QUIET)
+    times = store.read_json("times.json")
+    assert before <= times["peak_memory_mb"] < before + 600
+    store.write_json("times.json", {**times, "peak_memory_mb": 5000})
+    distill_run(small(), toy_dataset, store, QUIET, resume=True)
+    assert store.read_json("times.json")["peak_memory_mb"] == 5000
 
 
 def test_a_snapshot_never_runs_ahead_of_the_metrics_on_the_disk(

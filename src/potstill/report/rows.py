@@ -124,6 +124,7 @@ class Row:
         nets_per_set: networks that each set was scored by.
         numbers_stored: per set.
         pool_seconds: the longest of the runs (later ones found the pool made); distill_seconds: mean over runs.
+        peak_memory_mb: of the process while distilling, the most over runs.
         gain: `mean` less the better Random row's, a share; None for Random itself and where there is no such row.
         device, commit: of the evaluations; like recipe_hash they list all there are, separated by commas.
         failure: why runs failed, "" where none did; with the seed in front where the row is of several runs.
@@ -146,6 +147,7 @@ class Row:
     numbers_stored: int | None = None
     pool_seconds: float | None = None
     distill_seconds: float | None = None
+    peak_memory_mb: float | None = None
     recipe_hash: str = ""
     device: str = ""
     commit: str = ""
@@ -331,6 +333,7 @@ def _row_of_runs(runs: Sequence[RunRecord]) -> Row:
         numbers_stored=first.numbers_stored,
         pool_seconds=max(pool, default=None),
         distill_seconds=fmean(distill) if distill else None,
+        peak_memory_mb=max(_times(runs, "peak_memory_mb"), default=None),
         recipe_hash=_joined(r.recipe_hash for r in runs),
         runs=tuple(r.name for r in runs),
     )

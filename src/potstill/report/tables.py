@@ -98,6 +98,7 @@ COLUMNS = (
     Column("numbers stored", lambda row: f"{row.numbers_stored:,}" if row.numbers_stored else "", number=True),
     Column("pool, s", lambda row: _seconds(row.pool_seconds), number=True),
     Column("distil, s", lambda row: _seconds(row.distill_seconds), number=True),
+    Column("peak memory, MB", lambda row: f"{row.peak_memory_mb:,.0f}" if row.peak_memory_mb else "", number=True),
     Column("recipe", lambda row: row.recipe_hash),
     Column("device", lambda row: row.device, shared=True),
     Column("commit", lambda row: row.commit, shared=True),

@@ -27,7 +27,7 @@ from ..pool import Pool, default_cache, pretrain, untrained
 from ..runtime import Runtime
 from ..spec import LabelledDataset, Split
 from ..synthetic import SyntheticSet
-from .environment import commit, device_name, environment, peak_memory_mb
+from .environment import commit, device_name, environment, forget_peak_memory, peak_memory_mb
 from .progress import Reporter
 from .store import SCHEMA_VERSION, MetricsLog, RunStore, dump_json
 
@@ -119,9 +119,11 @@ def _problem(
 def _distill(
     recipe: Recipe, method: Method[Any], problem: Problem, store: RunStore, reporter: Reporter
 ) -> SyntheticSet:
+    forget_peak_memory()
     state = _first_state(method, problem, store)
     # Taken back to the last snapshot's: the time of lost steps is no part of what the set cost.
-    started = time.perf_counter() - float(store.read_json("times.json").get("distill_seconds", 0.0))
+    before = store.read_json("times.json")
+    started = time.perf_counter() - float(before.get("distill_seconds", 0.0))
 
     def seconds() -> float:
         return round(time.perf_counter() - started, 3)
@@ -129,7 +131,8 @@ def _distill(
     def save(state: State) -> None:
         metrics.flush()
         store.write_snapshot(state.to_tensors())
-        store.write_json("times.json", _times(problem.pool, seconds()))
+        peak = max(peak_memory_mb(), int(before.get("peak_memory_mb", 0)))
+        store.write_json("times.json", _times(problem.pool, seconds(), peak))
 
     with (
         closing(MetricsLog(store.metrics, state.step)) as metrics,
@@ -267,11 +270,11 @@ def _network_passes(recipe: Recipe, data: LabelledDataset) -> int:
     return getattr(config, "steps", 0) * data.spec.num_classes * (synthetic + real)
 
 
-def _times(pool: Pool | None, seconds: float) -> dict[str, Any]:
+def _times(pool: Pool | None, seconds: float, peak_memory: int) -> dict[str, Any]:
     return {
         "pool_seconds": round(pool.seconds, 1) if pool else 0.0,
         "distill_seconds": seconds,
-        "peak_memory_mb": peak_memory_mb(),
+        "peak_memory_mb": peak_memory,
     }
 
 
