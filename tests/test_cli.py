@@ -208,6 +208,7 @@ def test_exit_2_with_one_line_for_wrong_usage(
         ["compare", "--methods", "random"],
         ["compare", "--methods", ",", "--out", "x"],
         ["compare", "--seeds", "0", "--out", "x"],
+        ["compare", "--full-data", "0", "--out", "x"],
         ["export", "x"],
         ["report", "x", "--format", "pdf"],
         ["list"],

@@ -184,6 +184,41 @@ def test_the_same_comparison_gives_the_same_sets(toy_dataset: LabelledDataset, t
     assert torch.equal(*images)
 
 
+# --- the full data
+
+
+def test_the_full_data_are_scored_by_the_same_networks_once(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+    plain = stages.evaluate_once
+    monkeypatch.setattr(
+        stages, "evaluate_once", lambda train, *a, **k: trained.append((len(train), k)) or plain(train, *a, **k)
+    )
+    *others, full = compared(toy_dataset, tmp_path, methods=["random"], full_data_epochs=2)
+    assert [(size, keys["epochs"]) for size, keys in trained] == [(3, 1)] * 2 + [(120, 2)] * 2
+    assert full.scores is not None and others[0].scores is not None
+    assert [s.seed for s in full.scores.scores] == [s.seed for s in others[0].scores.scores]
+    trained.clear()
+    assert compared(toy_dataset, tmp_path, methods=["random"], full_data_epochs=2) == [*others, full]
+    assert trained == []
+    random, row = make_rows(collect(tmp_path))
+    assert (row.method, row.mean, row.epochs, row.numbers_stored) == ("full data", full.scores.mean, 2, 120 * 64)
+    assert random.share == pytest.approx(others[0].scores.mean / full.scores.mean)
+
+
+def test_full_data_that_fail_are_a_row_that_says_why(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RunError("training loss is nan in epoch 1")
+
+    monkeypatch.setattr("potstill.run.compare.evaluate_full_data", fails)
+    outcomes = compared(toy_dataset, tmp_path, methods=["random"], full_data_epochs=2)
+    assert [o.failure for o in outcomes] == ["", "training loss is nan in epoch 1"]
+    assert [row.failure for row in make_rows(collect(tmp_path))] == ["", "training loss is nan in epoch 1"]
+
+
 COMMAND = [
     "compare", "--dataset", "digits", "--ipc", "1", "--methods", "random,dsdm", "--nets", "1", "--epochs", "1", "-q",
     "--methods.dsdm.steps", "2", "--methods.dsdm.real_batch", "16", "--pool.members", "1", "--pool.pretrained", "false",

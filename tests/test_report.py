@@ -291,6 +291,45 @@ def test_random_rows_come_first(collection: Path):
     assert [row.method for row in make_rows(collect(collection))] == ["random", "random_mix", "dsdm"]
 
 
+def add_full_data(folder: Path, accuracies: Sequence[float], *, epochs: int = 20, fingerprint: str = "f1") -> None:
+    """Scores of the whole training split beside the runs in `folder`."""
+    (folder / "full_data" / "scores").mkdir(parents=True, exist_ok=True)
+    for i, accuracy in enumerate(accuracies):
+        score = {"schema_version": 1, "network": "convnet", "protocol": "dsdm", "epochs": epochs, "seed": 100 + i}
+        score |= {"accuracy": accuracy, "set_hash": fingerprint, "numbers_stored": 7680, "device": "a processor"}
+        (folder / "full_data" / "scores" / f"{epochs}-{fingerprint}-{i}.json").write_text(json.dumps(score))
+
+
+def test_the_full_data_are_a_row_that_others_are_a_share_of(collection: Path):
+    add_full_data(collection, (0.90, 0.86))
+    rows = make_rows(collect(collection))
+    assert [row.method for row in rows] == ["random", "random_mix", "dsdm", "full data"]
+    full = rows[-1]
+    assert (full.mean, full.epochs, full.n) == (pytest.approx(0.88), 20, "1 x 2")
+    assert (full.ipc, full.factor, full.numbers_stored) == (None, None, 7680)
+    assert (full.share, full.gain) == (None, None)
+    assert [row.share for row in rows[:3]] == [pytest.approx(v / 0.88) for v in (0.52, 0.61, 0.74)]
+    assert row_of(make_rows([read_run(collection / "dsdm-0")]), "dsdm").share == pytest.approx(0.72 / 0.88)
+
+
+def test_full_data_of_other_content_or_protocol_are_no_yardstick(collection: Path, make_run: MakeRun):
+    add_full_data(collection, (0.9,), fingerprint="f2")
+    assert all(row.share is None for row in make_rows(collect(collection)))
+    add_full_data(collection, (0.9,))
+    make_run("idc", accuracies=(0.5,), protocol="idc", distilled=make_set())
+    shares = {(row.method, row.protocol): row.share for row in make_rows(collect(collection))}
+    assert shares[("dsdm", "idc")] is None and shares[("dsdm", "dsdm")] == pytest.approx(0.74 / 0.9)
+
+
+def test_the_longest_training_on_the_full_data_is_the_yardstick(collection: Path):
+    """Not the better one: that would be a choice by the test split."""
+    add_full_data(collection, (0.9,), epochs=10)
+    add_full_data(collection, (0.8,), epochs=30)
+    rows = make_rows(collect(collection))
+    assert row_of(rows, "dsdm").share == pytest.approx(0.74 / 0.8)
+    assert [row.epochs for row in rows if row.method == "full data"] == [10, 30]
+
+
 # --- tables
 
 
@@ -309,6 +348,22 @@ def test_every_format_has_the_peak_memory(collection: Path):
     assert peaks == ["", "", "1800.0"]
     assert [record["peak_memory_mb"] for record in rows_to_json(records)] == [None, None, 1800]
     assert "1,800" in parse(render_report(records)).text
+
+
+def test_every_format_has_the_share_of_the_full_data(collection: Path):
+    assert "share of full data" not in to_markdown(collect(collection))
+    add_full_data(collection, (0.90, 0.86))
+    records = collect(collection)
+    text = to_markdown(records)
+    assert "| dsdm | 74.00 +- 4.32 (2 x 2) | +13.00 | 84.09 |" in text
+    assert "| full data | 88.00 +- 2.83 (1 x 2) | – | – |" in text
+    shares = [record["share"] for record in csv.DictReader(io.StringIO(to_csv(records)))]
+    assert shares == [str(record["share"] or "") for record in rows_to_json(records)]
+    page = " ".join(parse(render_report(records)).text.split())
+    assert "dsdm: 74.00 % of the test images right, 13.00 points above the better Random row" in page
+    assert "84.1 % of what the full data give." in page
+    assert "The networks of the row full data were trained on the whole training split instead" in page
+    assert "Protocol dsdm: 20 epochs" in page
 
 
 def test_every_format_tells_failures_and_is_without_the_column_where_there_are_none(

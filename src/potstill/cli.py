@@ -173,6 +173,13 @@ def _compare_parser(verbs: Any) -> None:
         "--out", type=Path, required=True, metavar="DIR", help="folder for the runs; the same call goes on"
     )
     parser.add_argument("--overwrite", action="store_true", help="start every run anew")
+    parser.add_argument(
+        "--full-data",
+        type=_count,
+        metavar="EPOCHS",
+        help="also train the evaluation networks on the whole training split, for EPOCHS epochs, and show each row's "
+        "share of their accuracy (costs nets x EPOCHS passes over the split)",
+    )
     _add_evaluation(parser)
     _add_places(parser)
     _add_runtime(parser)
@@ -279,6 +286,7 @@ def run_compare(options: argparse.Namespace) -> None:
         reporter=_reporter(options),
         cache=options.cache_dir,
         overwrite=options.overwrite,
+        full_data_epochs=options.full_data,
     )
     failures = {outcome.folder: outcome.failure for outcome in outcomes if outcome.failure}
     # A run that another process or recipe holds is not ours to write a note into.

@@ -17,7 +17,7 @@ from ..files import write_atomically
 from ..synthetic import SyntheticSet
 from .curves import loss_curves
 from .grid import image_grid, png
-from .rows import RunRecord, collect, group_runs, make_rows
+from .rows import FULL_DATA_ROW, RunRecord, collect, group_runs, make_rows
 from .tables import shown_table
 from .words import describe_missing, describe_protocol, describe_results, describe_runs, describe_title
 
@@ -97,6 +97,7 @@ def render_report(records: Sequence[RunRecord]) -> str:
         pictures=[picture for record in shown for picture in _pictures(record, _label(record, shown))],
         classes=_classes(shown),
         most_classes=MOST_CLASSES,
+        full_data=any(row.method == FULL_DATA_ROW for row in rows),
         curves=[
             CurveFigure(_label(record, shown), _inline(loss_curves(record.metrics), f"c{i}-"))
             for i, record in enumerate(shown)

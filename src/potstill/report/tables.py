@@ -87,11 +87,12 @@ COLUMNS = (
     Column("method", lambda row: row.method),
     Column("accuracy, %", accuracy_text, number=True),
     Column("gain, points", lambda row: _percent(row.gain, "+"), number=True),
+    Column("share of full data, %", lambda row: _percent(row.share), number=True, sparse=True),
     Column("std over sets", lambda row: _percent(row.std_sets), number=True, sparse=True),
     Column("std over nets", lambda row: _percent(row.std_nets) if row.n_sets > 1 else "", number=True, sparse=True),
     Column("data set", lambda row: row.dataset, shared=True),
-    Column("IPC", lambda row: str(row.ipc), shared=True, number=True),
-    Column("factor", lambda row: "{} x {}".format(*row.factor), shared=True),
+    Column("IPC", lambda row: str(row.ipc or ""), shared=True, number=True),
+    Column("factor", lambda row: row.partition, shared=True),
     Column("network", lambda row: row.network or "", shared=True),
     Column("protocol", lambda row: row.protocol or "", shared=True),
     Column("epochs", lambda row: str(row.epochs or ""), shared=True, number=True),
@@ -117,6 +118,8 @@ def shown_table(given: Sequence[RunRecord] | Sequence[Row]) -> ShownTable:
     if any(row.mean is not None for row in rows):
         caption += ": mean +- sample standard deviation (n_sets x n_nets)"
     caption += ". Gain over the better Random row of the same data set, IPC, network, protocol and epochs."
+    if any(row.share is not None for row in rows):
+        caption += " Share of the accuracy of networks trained on the whole training split, the row full data."
     if facts:
         caption += f" Throughout: {', '.join(facts)}."
     return ShownTable(tuple(column for column in filled if column not in common), tuple(rows), caption)

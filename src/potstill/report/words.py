@@ -31,6 +31,8 @@ def describe_results(rows: Sequence[Row]) -> list[str]:
                 f", {abs(100 * row.gain):.2f} points {side} the better Random row "
                 f"({rival.method}, {100 * rival.mean:.2f} %)"
             )
+        if row.share is not None:
+            line += f", {100 * row.share:.1f} % of what the full data give"
         lines.append(f"{line}.")
     return lines
 
@@ -114,7 +116,7 @@ def _place(row: Row, rows: Sequence[Row]) -> str:
     facts = [
         (row.dataset, "dataset"),
         (f"IPC {row.ipc}", "ipc"),
-        ("factor {} x {}".format(*row.factor), "factor"),
+        (f"factor {row.partition}", "factor"),
         (row.network, "network"),
         (f"protocol {row.protocol}", "protocol"),
         (f"{row.epochs} epochs", "epochs"),

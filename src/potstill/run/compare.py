@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import resolve
+from ..config import Recipe, resolve
 from ..errors import Interrupted, reason
 from ..evaluation import Scores
 from ..spec import LabelledDataset
 from .progress import Reporter
-from .stages import distill_run, evaluate_set
-from .store import RunStore
+from .stages import distill_run, evaluate_full_data, evaluate_set
+from .store import FULL_DATA, RunStore
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One method's run: its scores, or why there are none."""
+    """One method's run, or the full data's networks (no IPC): scores, or why there are none."""
 
     method: str
-    ipc: int
+    ipc: int | None
     seed: int
     folder: Path
     scores: Scores | None
@@ -39,6 +39,7 @@ def compare(
     reporter: Reporter,
     cache: Path | None = None,
     overwrite: bool = False,
+    full_data_epochs: int | None = None,
 ) -> list[Outcome]:
     """Distil and score every (IPC, method, seed); finished work is kept, a failure is an outcome, not the end.
 
@@ -46,6 +47,7 @@ def compare(
 
     Args:
         layers: recipe layers; keys of one method go into a `methods` section.
+        full_data_epochs: after the methods, train the evaluation networks on the whole training split for so long.
     Raises:
         UsageError: a recipe that cannot be resolved for one of the methods (before any work is done).
         Interrupted: by a signal; the same call goes on.
@@ -62,15 +64,42 @@ def compare(
     outcomes = []
     for recipe, store in cells:
         reporter.say(f"--- {recipe.method_name}, ipc {recipe.ipc}, seed {recipe.seed}")
-        scores, failure = None, ""
-        try:
-            synthetic = distill_run(recipe, data, store, reporter, cache=cache, resume=True, overwrite=overwrite)
-            with store.noting_failure():
-                scores = evaluate_set(synthetic, data.test, recipe, store, reporter)
-        except Interrupted:
-            raise
-        except Exception as error:  # whatever one method does wrong, the others are not to blame
-            failure = reason(error)
-            reporter.say(f"{recipe.method_name}: failed: {failure}")
-        outcomes.append(Outcome(recipe.method_name, recipe.ipc, recipe.seed, store.root, scores, failure))
+        told = _attempt(reporter, _distil_and_score, recipe, data, store, reporter, cache=cache, overwrite=overwrite)
+        outcomes.append(Outcome(recipe.method_name, recipe.ipc, recipe.seed, store.root, *told))
+    if full_data_epochs is not None:
+        recipe, store = cells[0][0], RunStore(out / FULL_DATA)
+        told = _attempt(reporter, _score_full_data, recipe, data, store, reporter, epochs=full_data_epochs)
+        outcomes.append(Outcome(FULL_DATA, None, recipe.evaluation.seed, store.root, *told))
     return outcomes
+
+
+def _attempt(reporter: Reporter, work: Callable[..., Scores], *given: Any, **keys: Any) -> tuple[Scores | None, str]:
+    """Scores, or why there are none: whatever one method does wrong, the others are not to blame."""
+    try:
+        return work(*given, **keys), ""
+    except Interrupted:
+        raise
+    except Exception as error:
+        reporter.say(f"failed: {reason(error)}")
+        return None, reason(error)
+
+
+def _distil_and_score(
+    recipe: Recipe,
+    data: LabelledDataset,
+    store: RunStore,
+    reporter: Reporter,
+    *,
+    cache: Path | None,
+    overwrite: bool,
+) -> Scores:
+    synthetic = distill_run(recipe, data, store, reporter, cache=cache, resume=True, overwrite=overwrite)
+    with store.noting_failure():
+        return evaluate_set(synthetic, data.test, recipe, store, reporter)
+
+
+def _score_full_data(
+    recipe: Recipe, data: LabelledDataset, store: RunStore, reporter: Reporter, *, epochs: int
+) -> Scores:
+    with store.noting_failure():
+        return evaluate_full_data(data, recipe, store, reporter, epochs=epochs)

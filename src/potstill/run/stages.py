@@ -25,11 +25,11 @@ from ..files import write_atomically
 from ..methods import METHODS, Method, Problem, State
 from ..pool import Pool, default_cache, pretrain, untrained
 from ..runtime import Runtime
-from ..spec import LabelledDataset, Split
+from ..spec import DatasetSpec, LabelledDataset, Split
 from ..synthetic import SyntheticSet
 from .environment import commit, device_name, environment, forget_peak_memory, peak_memory_mb
 from .progress import Reporter
-from .store import SCHEMA_VERSION, MetricsLog, RunStore, dump_json
+from .store import SCHEMA_VERSION, MetricsLog, RunStore, dump_json, score_name
 
 
 def pretrain_pool(
@@ -185,25 +185,57 @@ def evaluate_set(
     reporter: Reporter,
 ) -> Scores:
     """Score a set by the recipe's evaluation section; each network's score is a file, done ones are kept."""
+    facts = {
+        "set_hash": blake2b(synthetic.to_bytes(), digest_size=12).hexdigest(),
+        "recipe_hash": synthetic.provenance.get("recipe_hash", ""),
+        "numbers_stored": synthetic.numbers_stored,
+    }
+    return _evaluate("evaluate", synthetic.decoded(), synthetic.spec, test, recipe, folder.scores, facts, reporter)
+
+
+def evaluate_full_data(
+    data: LabelledDataset, recipe: Recipe, folder: RunStore, reporter: Reporter, *, epochs: int
+) -> Scores:
+    """Score the whole training split as if it were a set: the same networks and protocol, `epochs` epochs."""
+    recipe = replace(recipe, evaluation=replace(recipe.evaluation, epochs=epochs))
+    facts = {
+        "set_hash": data.spec.fingerprint,
+        "recipe_hash": "",
+        "numbers_stored": data.train.images.numel(),
+    }
+    return _evaluate("full data", data.train, data.spec, data.test, recipe, folder.scores, facts, reporter)
+
+
+def _evaluate(
+    stage_name: str,
+    train: Split,
+    spec: DatasetSpec,
+    test: Split,
+    recipe: Recipe,
+    folder: Path,
+    facts: dict[str, Any],
+    reporter: Reporter,
+) -> Scores:
+    """A score per network in `folder`; those of the same content (`facts["set_hash"]`) that lie there are kept."""
     config = recipe.evaluation
     epochs = protocol_schedule(config.protocol, config.epochs).epochs
-    seeds = evaluation_seeds(config.seed, config.network, config.nets)
-    runtime = recipe.runtime.resolve(passes=3 * len(synthetic) * epochs * config.nets, side=synthetic.spec.shape[1])
+    runtime = recipe.runtime.resolve(passes=3 * len(train) * epochs * config.nets, side=spec.shape[1])
     runtime.start()
     reporter.say(
-        f"evaluate: {config.nets} x {config.network}, protocol {config.protocol}, {epochs} epochs; {runtime.describe()}"
+        f"{stage_name}: {config.nets} x {config.network}, protocol {config.protocol}, {epochs} epochs of "
+        f"{len(train):,} images; {runtime.describe()}"
     )
-    set_hash = blake2b(synthetic.to_bytes(), digest_size=12).hexdigest()
-    paths = {seed: folder.score_path(config.network, config.protocol, epochs, seed) for seed in seeds}
-    kept = {seed: _read_score(path, set_hash) for seed, path in paths.items()}
-    done = epochs * sum(score is not None for score in kept.values())
-    scores = []
-    with reporter.stage("evaluate", config.nets * epochs, done) as stage, interruptible("the finished scores"):
+    seeds = evaluation_seeds(config.seed, config.network, config.nets)
+    paths = {seed: folder / score_name(config.network, config.protocol, epochs, seed) for seed in seeds}
+    scores = {seed: _read_score(path, facts["set_hash"]) for seed, path in paths.items()}
+    done = epochs * sum(score is not None for score in scores.values())
+    ran = {"device": device_name(runtime), "runtime": runtime.describe(), "commit": commit()}
+    with reporter.stage(stage_name, config.nets * epochs, done) as stage, interruptible("the finished scores"):
         for seed, path in paths.items():
-            score = kept[seed]
-            if score is None:
-                score = evaluate_once(
-                    synthetic,
+            if scores[seed] is None:
+                scores[seed] = score = evaluate_once(
+                    train,
+                    spec,
                     test,
                     network=config.network,
                     protocol=config.protocol,
@@ -212,17 +244,9 @@ def evaluate_set(
                     runtime=runtime,
                     on_epoch=lambda epoch, loss: stage.advance(f"loss {loss:.3f}"),
                 )
-                facts = {
-                    "schema_version": SCHEMA_VERSION,
-                    "set_hash": set_hash,
-                    "recipe_hash": synthetic.provenance.get("recipe_hash", ""),
-                    "device": device_name(runtime),
-                    "runtime": runtime.describe(),
-                    "commit": commit(),
-                }
-                write_atomically(path, dump_json({**score.to_json(), **facts}))
-            scores.append(score)
-    return Scores(tuple(scores))
+                record = {"schema_version": SCHEMA_VERSION, **score.to_json(), **facts, **ran}
+                write_atomically(path, dump_json(record))
+    return Scores(tuple(score for score in scores.values() if score is not None))
 
 
 def _read_score(path: Path, set_hash: str) -> Score | None:
@@ -330,4 +354,4 @@ def _handlers(handler: Callable[[int, Any], None]) -> Iterator[None]:
             signal.signal(number, previous)
 
 
-__all__ = ["METHODS", "distill_run", "evaluate_set", "pretrain_pool", "read_run_recipe"]
+__all__ = ["METHODS", "distill_run", "evaluate_full_data", "evaluate_set", "pretrain_pool", "read_run_recipe"]

@@ -6,6 +6,8 @@ state/snapshot.safetensors       where to go on from    state/kept/STEP.safetens
 synthetic/initial.safetensors    before the first step  synthetic/distilled.safetensors, preview.png
 scores/NETWORK-PROTOCOL-EPOCHS-SEED.json                report.html
 failure.json                     why the last attempt failed; gone when the run is taken up again
+
+Beside the runs of a comparison `full_data` holds scores/ (and failure.json) of the whole training split.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from ..files import write_atomically
 from ..synthetic import SyntheticSet
 
 SCHEMA_VERSION = 1
+#: The folder beside run folders where networks trained on the whole training split have their scores.
+FULL_DATA = "full_data"
 
 
 class RunStore:
@@ -154,9 +158,6 @@ class RunStore:
         # Last: were it gone and a process killed here, the rest would be taken for a run of any recipe.
         self.config.unlink(missing_ok=True)
 
-    def score_path(self, network: str, protocol: str, epochs: int, seed: int) -> Path:
-        return self.scores / f"{network}-{protocol}-{epochs}-{seed:016x}.json"
-
     def require_set(self) -> SyntheticSet:
         """The finished set.
 
@@ -168,6 +169,10 @@ class RunStore:
         if self.config.exists():
             raise UsageError(f"{self.root}: this run is not finished; go on with potstill distill --resume {self.root}")
         raise UsageError(f"{self.root}: no run here; make one with potstill distill --out {self.root}")
+
+
+def score_name(network: str, protocol: str, epochs: int, seed: int) -> str:
+    return f"{network}-{protocol}-{epochs}-{seed:016x}.json"
 
 
 class MetricsLog:
