@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -285,6 +286,28 @@ def test_a_failed_seed_is_told_in_the_row_of_the_others(make_run: MakeRun):
     folder = make_run("d1", initial=make_set(), failure="no space left", seed=1)
     (row,) = make_rows(collect(folder.parent))
     assert (row.n, row.failure) == ("1 x 2", "seed 1: no space left")
+
+
+def cut_short(seed: int = 0) -> SyntheticSet:
+    facts = {"steps": "7", "steps_planned": "20", "budget_minutes": "2.5"}
+    return replace(make_set(seed=seed), provenance=facts)
+
+
+def test_a_run_cut_short_by_its_budget_is_a_row_that_says_so(make_run: MakeRun):
+    budget = {"budget": {"minutes": 2.5}}
+    make_run("whole", accuracies=(0.9,), distilled=make_set(), metrics=make_metrics(20))
+    make_run("d0", accuracies=(0.8,), distilled=make_set(), seed=0, metrics=make_metrics(20), **budget)
+    folder = make_run("d1", accuracies=(0.7,), distilled=cut_short(), seed=1, metrics=make_metrics(7), **budget)
+    rows = make_rows(collect(folder.parent))
+    assert [(row.mean, row.budget_minutes, row.steps_done, row.steps_planned) for row in rows] == [
+        (pytest.approx(0.75), 2.5, 7, 20),  # one budget, one row
+        (0.9, None, 20, 20),
+    ]
+    assert [row.stopped for row in rows] == ["seed 1: after 7 of 20 steps by its budget of 2.5 min", ""]
+    assert "| stopped seed 1: after 7 of 20 steps by its budget of 2.5 min |" in to_markdown(rows)
+    page = " ".join(parse(render_report(collect(folder))).text.split())
+    assert "stopped after 7 of 20 steps by its budget of 2.5 min" in page
+    assert "20 steps, or as many as 2.5 minutes allow, against 3 pre-trained networks" in page
 
 
 def test_random_rows_come_first(collection: Path):

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -337,6 +338,83 @@ def test_a_second_signal_stops_at_once(
     with pytest.raises(Interrupted, match="interrupted twice: stopped at once, the last snapshot stays"):
         distill_run(small(), toy_dataset, store, QUIET)
     assert snapshot_step(store) == 2
+
+
+# --- a budget
+
+
+@pytest.fixture
+def step_of_thirty_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that only the steps of DSDM move."""
+    now, plain = [1000.0], DSDM.step
+
+    def slow(*given: Any) -> Any:
+        now[0] += 30
+        return plain(*given)
+
+    monkeypatch.setattr(DSDM, "step", slow)
+    monkeypatch.setattr(stages, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+
+@pytest.mark.usefixtures("step_of_thirty_seconds")
+def test_a_used_up_budget_finishes_the_set_as_it_stands_and_it_says_so(
+    toy_dataset: LabelledDataset, store: RunStore, tmp_path: Path
+) -> None:
+    cut = distill_run(small(budget__minutes=1.5, saving__keep=[2]), toy_dataset, store, QUIET)
+    assert steps_logged(store) == [1, 2, 3] and snapshot_step(store) == 3
+    assert store.read_json("times.json")["distill_seconds"] == 90
+    facts = {k: cut.provenance[k] for k in ("steps", "steps_planned", "budget_minutes", "recipe_hash")}
+    assert facts == {"steps": "3", "steps_planned": "6", "budget_minutes": "1.5", "recipe_hash": small().hash()}
+    assert SyntheticSet.load(store.distilled).provenance == cut.provenance
+    assert "budget_minutes" not in SyntheticSet.load(store.kept(2)).provenance
+    shorter = distill_run(small(saving__keep=[3]), toy_dataset, RunStore(tmp_path / "whole"), QUIET)
+    assert "budget_minutes" not in shorter.provenance
+    assert torch.equal(cut.images, SyntheticSet.load(RunStore(tmp_path / "whole").kept(3)).images)
+
+
+@pytest.mark.usefixtures("step_of_thirty_seconds")
+def test_a_budget_counts_over_resumes(
+    toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        fail_at(patch, 3, lambda *_: (_ for _ in ()).throw(RunError("stop")))
+        with pytest.raises(RunError, match="stop"):
+            distill_run(small(budget__minutes=2), toy_dataset, store, QUIET)
+    cut = distill_run(small(budget__minutes=2), toy_dataset, store, QUIET, resume=True)
+    assert cut.provenance["steps"] == "4"  # two before and two after: the lost one is not counted
+
+
+@pytest.mark.usefixtures("step_of_thirty_seconds")
+@pytest.mark.parametrize("minutes", [2.5, None])
+def test_a_larger_budget_goes_on_as_if_there_had_been_no_other(
+    minutes: float | None, toy_dataset: LabelledDataset, store: RunStore, tmp_path: Path
+) -> None:
+    cut = distill_run(small(budget__minutes=1.5), toy_dataset, store, QUIET)
+    evaluate_set(cut, toy_dataset.test, small(), store, QUIET)
+    distill_run(small(budget__minutes=minutes), toy_dataset, store, QUIET, resume=True)
+    assert list(store.scores.glob("*.json")) == []  # they were of the set before
+    other = RunStore(tmp_path / "at once")
+    distill_run(small(budget__minutes=minutes), toy_dataset, other, QUIET)
+    assert store.distilled.read_bytes() == other.distilled.read_bytes()
+
+
+@pytest.mark.usefixtures("step_of_thirty_seconds")
+@pytest.mark.parametrize(("first", "then"), [(1.5, 1.5), (1.5, 1.0), (None, 1.0), (None, 9.0)])
+def test_a_finished_run_stays_that_of_its_own_budget(
+    first: float | None, then: float, toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = distill_run(small(budget__minutes=first), toy_dataset, store, QUIET)
+    monkeypatch.setattr(DSDM, "step", lambda *_: pytest.fail("a step was taken"))
+    again = distill_run(small(budget__minutes=then), toy_dataset, store, QUIET, resume=True)
+    assert again.provenance == made.provenance
+    assert read_run_recipe(store).budget.minutes == first
+
+
+def test_a_budget_that_is_not_used_up_leaves_the_same_bytes(
+    toy_dataset: LabelledDataset, store: RunStore, tmp_path: Path
+) -> None:
+    distill_run(small(budget__minutes=60), toy_dataset, store, QUIET)
+    assert store.distilled.read_bytes() == uninterrupted(toy_dataset, tmp_path, small())
 
 
 # --- the pool

@@ -43,6 +43,7 @@ SHORT_KEYS = {
     "protocol": "evaluation.protocol",
     "epochs": "evaluation.epochs",
     "keep_snapshots": "saving.keep",
+    "budget_minutes": "budget.minutes",
 }
 
 
@@ -173,6 +174,13 @@ def _compare_parser(verbs: Any) -> None:
         "--out", type=Path, required=True, metavar="DIR", help="folder for the runs; the same call goes on"
     )
     parser.add_argument("--overwrite", action="store_true", help="start every run anew")
+    parser.add_argument(
+        "--budget-minutes",
+        type=float,
+        metavar="M",
+        help="distilling time of each run, pool excluded; then its set is finished as it stands, also where a decay of "
+        "the learning rate has not come to its end",
+    )
     parser.add_argument(
         "--full-data",
         type=_count,

@@ -126,6 +126,19 @@ class RunRecord:
         return int(self.metrics[-1]["step"]) if self.metrics else 0
 
     @property
+    def budget_minutes(self) -> float | None:
+        return (self.config.get("budget") or {}).get("minutes")
+
+    @property
+    def stopped(self) -> str:
+        """Where a budget cut the run short, in words; "" where it did not."""
+        facts = self.distilled.provenance if self.distilled else {}
+        if "budget_minutes" not in facts:
+            return ""
+        done, planned = int(facts["steps"]), int(facts["steps_planned"])
+        return f"after {done:,} of {planned:,} steps by its budget of {facts['budget_minutes']} min"
+
+    @property
     def recipe_hash(self) -> str:
         hashes = [*(s.recipe_hash for s in self.scores), str(self.environment.get("recipe_hash") or "")]
         return _joined(hashes)
@@ -149,7 +162,10 @@ class Row:
         gain: `mean` less the better Random row's, a share; None for Random itself and where there is no such row.
         device, commit: of the evaluations; like recipe_hash they list all there are, separated by commas.
         share: `mean` as a share of the full data's, under the same network and protocol; None where that is unknown.
-        failure: why runs failed, "" where none did; with the seed in front where the row is of several runs.
+        steps_done: the fewest of the runs; steps_planned: of each, None for a method without steps.
+        budget_minutes: what distilling was limited to.
+        stopped: where a budget cut runs short, "" where none did.
+        failure: why runs failed, "" where none did; both with the seed in front where the row is of several runs.
         runs: names of the folders.
     """
 
@@ -175,6 +191,10 @@ class Row:
     commit: str = ""
     gain: float | None = None
     share: float | None = None
+    steps_done: int | None = None
+    steps_planned: int | None = None
+    budget_minutes: float | None = None
+    stopped: str = ""
     failure: str = ""
     runs: tuple[str, ...] = ()
 
@@ -258,8 +278,9 @@ def group_runs(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
     """
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
-        same = {k: v for k, v in record.config.items() if k not in ("seed", "evaluation", "saving")}
-        key = json.dumps([same, record.dataset, record.fingerprint], sort_keys=True, default=str)
+        same = {k: v for k, v in record.config.items() if k not in ("seed", "evaluation", "saving", "budget")}
+        subject = [record.budget_minutes, record.dataset, record.fingerprint]
+        key = json.dumps([same, *subject], sort_keys=True, default=str)
         groups.setdefault(key, []).append(record)
     return sorted(groups.values(), key=lambda group: (_subject(group[0]), _rank(group[0].method), group[0].name))
 
@@ -334,14 +355,14 @@ def _rows_of_group(group: Sequence[RunRecord]) -> list[Row]:
             sets = measured.setdefault(score.terms, {})
             sets.setdefault(score.set_hash or record.name, {})[score.seed] = score
     rows = [_scored_row(group, terms, sets) for terms, sets in measured.items()] or [_row_of_runs(group)]
-    return [replace(row, failure=_failures(group)) for row in rows]
+    stopped, failure = _told(group, "stopped"), _told(group, "failure")
+    return [replace(row, stopped=stopped, failure=failure) for row in rows]
 
 
-def _failures(group: Sequence[RunRecord]) -> str:
-    failed = [record for record in group if record.failure]
-    if len(group) == 1:
-        return _joined(record.failure for record in failed)
-    return "; ".join(f"seed {record.config.get('seed')}: {record.failure}" for record in failed)
+def _told(group: Sequence[RunRecord], fact: str) -> str:
+    """What runs say in the attribute `fact`, with their seeds where there are several."""
+    told = {str(record.config.get("seed")): getattr(record, fact) for record in group if getattr(record, fact)}
+    return "; ".join(text if len(group) == 1 else f"seed {seed}: {text}" for seed, text in told.items())
 
 
 def _scored_row(
@@ -422,6 +443,9 @@ def _row_of_runs(runs: Sequence[RunRecord]) -> Row:
         pool_seconds=max(pool, default=None),
         distill_seconds=fmean(distill) if distill else None,
         peak_memory_mb=max(_times(runs, "peak_memory_mb"), default=None),
+        steps_done=min(r.steps_done for r in runs) if first.steps_planned else None,
+        steps_planned=first.steps_planned,
+        budget_minutes=first.budget_minutes,
         recipe_hash=_joined(r.recipe_hash for r in runs),
         runs=tuple(r.name for r in runs),
     )

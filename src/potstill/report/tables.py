@@ -80,7 +80,8 @@ def _seconds(value: float | None) -> str:
 
 
 def _note(row: Row) -> str:
-    return f"failed: {row.failure}" if row.failure else ""
+    told = {"stopped": row.stopped, "failed:": row.failure}
+    return "; ".join(f"{how} {text}" for how, text in told.items() if text)
 
 
 COLUMNS = (

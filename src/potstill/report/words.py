@@ -48,6 +48,8 @@ def describe_runs(group: Sequence[RunRecord]) -> str:
         text += f", {record.numbers_stored:,} numbers in all"
     if record.steps_planned:
         text += f"; {record.steps_planned:,} steps"
+        if record.budget_minutes is not None:
+            text += f", or as many as {record.budget_minutes:g} minutes allow,"
         pool = record.config.get("pool")
         if isinstance(pool, dict) and pool.get("members"):
             kind = "pre-trained" if pool.get("pretrained", True) else "untrained"

@@ -86,8 +86,11 @@ def distill_run(
         _claim(store, recipe, resume, overwrite)
         with store.noting_failure():
             if store.distilled.exists():
-                reporter.say(f"{store.root}: already finished")
-                return SyntheticSet.load(store.distilled)
+                synthetic = SyntheticSet.load(store.distilled)
+                if not _has_budget_left(synthetic, recipe, store):
+                    reporter.say(f"{store.root}: already finished")
+                    return synthetic
+                store.reopen()
             method = recipe.build_method()
             problem = _problem(recipe, method, data, reporter, cache)
             about = {"recipe_hash": recipe.hash(), "method_about": method.about()}
@@ -139,22 +142,25 @@ def _distill(
         reporter.stage("distill", method.steps, state.step) as stage,
         stop_requests() as stopping,
     ):
-        while state.step < method.steps:
+        while state.step < method.steps and seconds() < recipe.budget.seconds:
             state, record = method.step(problem, state)
             _check_finite({**record, "the sum of the images": float(state.images.sum())}, state.step, store)
             metrics.append({"step": state.step, "seconds": seconds(), **record})
             stage.advance(_terms(record))
             if state.step in recipe.saving.keep:
                 store.write_set(store.kept(state.step), _result(recipe, method, problem, state))
-            if state.step % recipe.saving.every == 0 or state.step == method.steps or stopping():
+            if state.step == method.steps:
+                break
+            if state.step % recipe.saving.every == 0 or stopping():
                 save(state)
-            if stopping() and state.step < method.steps:
+            if stopping():
                 raise Interrupted(
                     f"interrupted after step {state.step}; go on with: potstill distill --resume {store.root}"
                 )
-        if method.steps == 0:
-            save(state)
+        save(state)
     synthetic = _result(recipe, method, problem, state)
+    if state.step < method.steps:
+        synthetic = _cut_short(synthetic, recipe, method, reporter)
     store.write_set(store.distilled, synthetic)
     return synthetic
 
@@ -175,6 +181,20 @@ def _result(recipe: Recipe, method: Method[Any], problem: Problem, state: State)
     synthetic = method.result(problem, state)
     facts = {"method": recipe.method_name, "fidelity": recipe.fidelity, "recipe_hash": recipe.hash()}
     return replace(synthetic, provenance={**synthetic.provenance, **facts})
+
+
+def _cut_short(synthetic: SyntheticSet, recipe: Recipe, method: Method[Any], reporter: Reporter) -> SyntheticSet:
+    """The set as the budget left it; its provenance says so."""
+    minutes = f"{recipe.budget.minutes:g}"
+    reporter.say(f"{recipe.method_name}: {minutes} min are used up after {synthetic.provenance['steps']} steps")
+    facts = {"steps_planned": str(method.steps), "budget_minutes": minutes}
+    return replace(synthetic, provenance={**synthetic.provenance, **facts})
+
+
+def _has_budget_left(synthetic: SyntheticSet, recipe: Recipe, store: RunStore) -> bool:
+    """Whether a set that a budget cut short may go on: a larger one is given now, or none."""
+    spent = float(store.read_json("times.json").get("distill_seconds", 0.0))
+    return "budget_minutes" in synthetic.provenance and spent < recipe.budget.seconds
 
 
 def evaluate_set(
@@ -278,11 +298,14 @@ def _claim(store: RunStore, recipe: Recipe, resume: bool, overwrite: bool) -> No
     elif store.config.exists():
         if not resume:
             raise UsageError(f"{store.root}: holds a run already; add --resume to go on with it, or --overwrite")
-        found = read_run_recipe(store).hash()
-        if found != recipe.hash():
+        found = read_run_recipe(store)
+        if found.hash() != recipe.hash():
             raise UsageError(
-                f"{store.root}: holds a run of recipe {found}, not {recipe.hash()}; use another --out or --overwrite"
+                f"{store.root}: holds a run of recipe {found.hash()}, not {recipe.hash()}; "
+                "use another --out or --overwrite"
             )
+        if store.distilled.exists() and not _has_budget_left(store.require_set(), recipe, store):
+            recipe = replace(recipe, budget=found.budget)  # a finished set stays that of its own budget
     store.write_config(recipe.to_yaml())
 
 

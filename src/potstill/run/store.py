@@ -147,6 +147,12 @@ class RunStore:
         except Exception as error:
             raise DataError(f"{self.snapshot}: damaged snapshot ({error}); use --overwrite to start anew") from error
 
+    def reopen(self) -> None:
+        """Forget the finished set and its scores, so that the run goes on from its snapshot."""
+        # The set last: while it is there, a killed process leaves work to do again and nothing that is wrong.
+        for path in (*self.scores.glob("*.json"), self.preview, self.distilled):
+            path.unlink(missing_ok=True)
+
     def clear(self) -> None:
         """Forget everything a former run left here, other people's files excepted."""
         for path in (self.distilled, self.snapshot, self.metrics, self.initial, self.preview):
