@@ -14,7 +14,7 @@ import torch
 from potstill.cli import main
 from potstill.errors import Interrupted, RunError, UsageError
 from potstill.methods.dsdm import DSDM
-from potstill.report import collect, make_rows
+from potstill.report import collect, cost_curves, make_rows
 from potstill.run import stages
 from potstill.run.compare import Outcome, compare
 from potstill.run.progress import Reporter
@@ -233,6 +233,40 @@ def test_full_data_that_fail_are_a_row_that_says_why(
     assert [row.failure for row in make_rows(collect(tmp_path))] == ["", "training loss is nan in epoch 1"]
 
 
+# --- accuracy against cost
+
+
+def test_a_curve_scores_what_iterative_methods_kept_after_all_final_sets(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {**SMALL, "saving": {"keep": [1]}}
+    order: list[Path] = []
+    plain = stages.write_atomically
+    monkeypatch.setattr(stages, "write_atomically", lambda path, text: order.append(path) or plain(path, text))
+    outcomes = compared(toy_dataset, tmp_path, recipe=recipe, methods=["dsdm", "random"], curve=True)
+    assert [path.parent.name for path in order] == ["scores"] * 4 + ["000000"] * 2 + ["000001"] * 2
+    (curve,) = cost_curves(collect(tmp_path))
+    assert (curve.method, [point.step for point in curve.points]) == ("dsdm", [0, 1, 2])
+    assert outcomes[0].scores is not None and curve.points[-1].mean == outcomes[0].scores.mean
+    order.clear()
+    assert compared(toy_dataset, tmp_path, recipe=recipe, methods=["dsdm", "random"], curve=True) == outcomes
+    assert order == []
+
+
+def test_a_curve_that_fails_keeps_the_scores_of_its_row(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RunError("training loss is nan in epoch 1")
+
+    monkeypatch.setattr("potstill.run.compare.evaluate_kept", fails)
+    random, dsdm = compared(toy_dataset, tmp_path, curve=True)
+    assert random.failure == "" and dsdm.scores is not None
+    assert dsdm.failure == "training loss is nan in epoch 1"
+    row = make_rows(collect(tmp_path))[1]
+    assert row.mean == dsdm.scores.mean and row.failure == dsdm.failure
+
+
 COMMAND = [
     "compare", "--dataset", "digits", "--ipc", "1", "--methods", "random,dsdm", "--nets", "1", "--epochs", "1", "-q",
     "--methods.dsdm.steps", "2", "--methods.dsdm.real_batch", "16", "--pool.members", "1", "--pool.pretrained", "false",
@@ -253,6 +287,15 @@ def test_the_command_prints_rows_with_their_failures_as_one_json_document(
     assert 0 <= rows["random"]["mean"] <= 1
     assert rows["dsdm"]["mean"] is None
     assert "loss is nan" in rows["dsdm"]["failure"] and rows["random"]["failure"] == ""
+
+
+def test_the_command_prints_the_points_of_its_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*COMMAND, "--out", str(tmp_path), "--json"]
+    assert main([*words, "--curve", "--keep-snapshots", "1"]) == 0
+    (curve,) = json.loads(capsys.readouterr().out)["curves"]
+    assert curve["method"] == "dsdm" and [point["step"] for point in curve["points"]] == [0, 1, 2]
+    assert main(["report", str(tmp_path), "--format", "csv", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["curves"] == [curve]
 
 
 def test_the_command_prints_one_table_and_the_reasons_of_failures(

@@ -22,9 +22,12 @@ from rich.console import Console
 
 from potstill.errors import DataError, UsageError
 from potstill.report import (
+    CostCurve,
     Row,
     before_after,
     collect,
+    cost_curves,
+    cost_figure,
     image_grid,
     loss_curves,
     make_rows,
@@ -37,6 +40,7 @@ from potstill.report import (
     to_markdown,
     write_report,
 )
+from potstill.report.cost import CostPoint
 from potstill.report.curves import smooth, smoothing_window
 from potstill.spec import DatasetSpec
 from potstill.synthetic import SyntheticSet
@@ -106,6 +110,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         environment: dict[str, Any] | None = None,
         times: dict[str, Any] | None = None,
         failure: str = "",
+        kept: dict[int, Sequence[float]] | None = None,
         **recipe: Any,
     ) -> Path:
         folder = tmp_path / "runs" / name
@@ -133,6 +138,15 @@ def make_run(tmp_path: Path) -> MakeRun:
         for file, content in (("distilled", distilled), ("initial", initial)):
             if content is not None:
                 (folder / "synthetic" / f"{file}.safetensors").write_bytes(content.to_bytes())
+        (folder / "state" / "kept").mkdir(parents=True)
+        for step, shares in (kept or {}).items():
+            if step:
+                (folder / "state" / "kept" / f"{step:06d}.safetensors").write_bytes(b"")
+            (folder / "scores" / "kept" / f"{step:06d}").mkdir(parents=True)
+            for i, accuracy in enumerate(shares):
+                score = {"network": "convnet", "protocol": protocol, "epochs": epochs, "seed": 100 + i}
+                path = folder / "scores" / "kept" / f"{step:06d}" / f"{i}.json"
+                path.write_text(json.dumps({**score, "accuracy": accuracy, "set_hash": f"set-{name}-{step}"}))
         for i, accuracy in enumerate(accuracies):
             score = {
                 "schema_version": 1,
@@ -272,8 +286,9 @@ def test_a_run_without_scores_is_a_row_without_numbers(make_run: MakeRun):
 
 
 def test_a_failed_run_is_a_row_that_says_why(make_run: MakeRun):
+    """After the others of its data set and IPC, also where it came to no set of its own."""
     make_run("r", "random", accuracies=(0.5,), distilled=make_set())
-    folder = make_run("d", initial=make_set(), failure="step 1: loss is nan")
+    folder = make_run("d", failure="step 1: loss is nan")
     rows = make_rows(collect(folder.parent))
     assert [(row.method, row.mean, row.failure) for row in rows] == [
         ("random", 0.5, ""),
@@ -585,6 +600,76 @@ def test_short_runs_are_not_smoothed_and_long_ones_are_thinned():
     assert smoothing_window(3000) == 75
     curve = smooth(list(range(3000)), [1.0] * 3000, 75)
     assert len(curve.steps) == 200 and curve.steps[0] == 0 and curve.steps[-1] == 2999
+
+
+# --- accuracy against cost
+
+
+@pytest.fixture
+def costly(make_run: MakeRun) -> Path:
+    """Two seeds of DSDM with two threads, scored at steps 0, 10 and 20; a step takes .1 s; dm without a pool."""
+    shared: dict[str, Any] = {"metrics": make_metrics(20), "initial": make_set(), "distilled": make_set()}
+    times = {"pool_seconds": 60.0, "pool_core_seconds": 60.0}
+    for seed in (0, 1):
+        kept = {0: (0.4, 0.5), 10: (0.6 + 0.1 * seed, 0.6 + 0.1 * seed)}
+        environment = {"threads": 2}
+        make_run(
+            f"d{seed}", accuracies=(0.8, 0.9), seed=seed, kept=kept, times=times, environment=environment, **shared
+        )
+    make_run("random", "random", accuracies=(0.5,), distilled=make_set())
+    return make_run("dm", "dm", accuracies=(0.7,), kept={0: (0.45,)}, times={"pool_seconds": 0.0}, **shared).parent
+
+
+def test_a_curve_counts_core_minutes_from_nothing(costly: Path):
+    dm, dsdm = cost_curves(collect(costly))
+    assert (dsdm.method, dsdm.runs, dsdm.epochs) == ("dsdm", ("d0", "d1"), 50)
+    # The pool took 60 core-seconds, 20 steps 2 s on two threads.
+    assert [point.core_minutes for point in dsdm.points] == [
+        pytest.approx(v / 60) for v in (60, 60 + 2 * 1.0, 60 + 2 * 2.0)
+    ]
+    assert [(p.step, p.mean, p.n_sets, p.n_nets) for p in dsdm.points] == [
+        (0, pytest.approx(0.45), 2, 2),
+        (10, pytest.approx(0.65), 2, 2),
+        (20, pytest.approx(0.85), 2, 2),
+    ]
+    assert dsdm.points[1].std == pytest.approx(math.sqrt(4 * 0.05**2 / 3))
+    assert [(p.step, p.core_minutes) for p in dm.points] == [(0, 0), (20, pytest.approx(2 / 60))]
+
+
+def test_scores_on_the_way_change_no_row(costly: Path):
+    rows = make_rows(collect(costly))
+    assert [(row.method, row.mean, row.n) for row in rows] == [
+        ("random", 0.5, "1 x 1"),
+        ("dm", 0.7, "1 x 1"),
+        ("dsdm", pytest.approx(0.85), "2 x 2"),
+    ]
+
+
+def test_the_pool_of_an_older_run_is_counted_by_the_runs_threads(costly: Path):
+    for seed in (0, 1):
+        (costly / f"d{seed}" / "times.json").write_text('{"pool_seconds": 60.0}')
+    (dsdm,) = [curve for curve in cost_curves(collect(costly)) if curve.method == "dsdm"]
+    assert dsdm.points[0].core_minutes == 2
+
+
+def test_the_page_has_a_figure_of_accuracy_against_cost_where_there_is_one(costly: Path, make_run: MakeRun):
+    page = render_report(collect(costly))
+    text = " ".join(parse(page).text.split())
+    assert "Accuracy against cost" in text
+    assert "toy, IPC 2: convnet, protocol dsdm, 50 epochs" in text
+    assert text.count("core-minutes from nothing (pool and distilling)") == 1
+    assert render_report(collect(costly)) == page
+    make_run("plain", "random_mix", accuracies=(0.5,), distilled=make_set())
+    assert "Accuracy against cost" not in render_report([read_run(costly / "plain")])
+
+
+def test_the_figure_is_one_well_formed_svg_with_the_methods():
+    points = tuple(CostPoint(step, 1.0 + step, 0.5, std, 1, 1) for step, std in ((0, None), (10, 0.1)))
+    curve = CostCurve("dsdm", "toy", 2, "convnet", "dsdm", 50, ("d0",), points)
+    svg = cost_figure([curve, curve], ["dsdm", "dm"])
+    assert ElementTree.fromstring(svg).tag.endswith("svg")
+    assert "dsdm" in svg and "accuracy, %" in svg and "#010203" not in svg
+    assert cost_figure([curve, curve], ["dsdm", "dm"]) == svg
 
 
 # --- page

@@ -27,7 +27,7 @@ from potstill.methods.dsdm import DSDM
 from potstill.run import stages
 from potstill.run.environment import forget_peak_memory, peak_memory_mb
 from potstill.run.progress import Reporter
-from potstill.run.stages import distill_run, evaluate_set, pretrain_pool, read_run_recipe
+from potstill.run.stages import distill_run, evaluate_kept, evaluate_set, pretrain_pool, read_run_recipe
 from potstill.run.store import RunStore
 from potstill.spec import LabelledDataset
 from potstill.synthetic import SyntheticSet
@@ -519,6 +519,29 @@ def test_a_damaged_score_is_one_clear_line(
     path.write_text(path.read_text()[:40])
     with pytest.raises(DataError, match=r"damaged score .*; delete it to evaluate again"):
         evaluate_set(toy_set, toy_dataset.test, small(evaluation__nets=1), store, QUIET)
+
+
+# --- the sets on the way
+
+
+def test_kept_sets_are_scored_like_the_final_one_and_lie_apart_from_it(
+    toy_dataset: LabelledDataset, store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small(saving__keep=[2, 4, 6])
+    final = evaluate_set(distill_run(recipe, toy_dataset, store, QUIET), toy_dataset.test, recipe, store, QUIET)
+    evaluate_kept(recipe, toy_dataset.test, store, QUIET)
+    found = {step: sorted(store.kept_scores(step).glob("*.json")) for step in (0, 2, 4, 6)}
+    assert [len(paths) for paths in found.values()] == [2, 2, 2, 0]  # step 6 is the final set
+    assert len(list(store.scores.glob("*.json"))) == 2
+    alone = evaluate_set(SyntheticSet.load(store.kept(4)), toy_dataset.test, recipe, RunStore(tmp_path / "b"), QUIET)
+    accuracies = {json.loads(path.read_text())["accuracy"] for path in found[4]}
+    assert accuracies == {score.accuracy for score in alone.scores}
+    assert [json.loads(path.read_text())["seed"] for path in found[0]] == sorted(
+        (score.seed for score in final.scores), key=lambda seed: f"{seed:016x}"
+    )
+    seeds = counted(monkeypatch)
+    evaluate_kept(recipe, toy_dataset.test, store, QUIET)
+    assert seeds == []
 
 
 # --- a real process

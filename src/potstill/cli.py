@@ -181,6 +181,13 @@ def _compare_parser(verbs: Any) -> None:
         help="distilling time of each run, pool excluded; then its set is finished as it stands, also where a decay of "
         "the learning rate has not come to its end",
     )
+    parser.add_argument("--keep-snapshots", type=_integers, metavar="N,N", help="steps whose sets are kept for --curve")
+    parser.add_argument(
+        "--curve",
+        action="store_true",
+        help="also score the kept sets and those before the first step, for the report's figure of accuracy against "
+        "core-minutes (each costs as much as a final set's scores)",
+    )
     parser.add_argument(
         "--full-data",
         type=_count,
@@ -279,6 +286,7 @@ def run_compare(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from .report import collect, terminal_table
+    from .report.cost import curves_to_json
     from .report.tables import rows_to_json
     from .run.compare import compare
 
@@ -295,12 +303,14 @@ def run_compare(options: argparse.Namespace) -> None:
         cache=options.cache_dir,
         overwrite=options.overwrite,
         full_data_epochs=options.full_data,
+        curve=options.curve,
     )
     failures = {outcome.folder: outcome.failure for outcome in outcomes if outcome.failure}
     # A run that another process or recipe holds is not ours to write a note into.
     records = [replace(run, failure=failures.get(run.folder, run.failure)) for run in collect(options.out)]
     if options.json:
-        print(json.dumps({"schema_version": 1, "rows": rows_to_json(records)}, indent=2))
+        document = {"schema_version": 1, "rows": rows_to_json(records), "curves": curves_to_json(records)}
+        print(json.dumps(document, indent=2))
     else:
         terminal_table(records)
     if failures:
@@ -334,15 +344,16 @@ def run_export(options: argparse.Namespace) -> None:
 
 def run_report(options: argparse.Namespace) -> None:
     from .report import collect, write_report
+    from .report.cost import curves_to_json
     from .report.tables import rows_to_json, to_csv, to_markdown
 
     if options.format == "html":
         path = write_report(options.folder)
         _print(options, {"report": str(path)}, str(path))
         return
-    rows = collect(options.folder)
-    text = to_markdown(rows) if options.format == "markdown" else to_csv(rows)
-    _print(options, {"rows": rows_to_json(rows)}, text)
+    records = collect(options.folder)
+    text = to_markdown(records) if options.format == "markdown" else to_csv(records)
+    _print(options, {"rows": rows_to_json(records), "curves": curves_to_json(records)}, text)
 
 
 def run_list(options: argparse.Namespace) -> None:

@@ -66,6 +66,7 @@ class RunRecord:
         metrics: lines of `metrics.jsonl`.
         distilled, initial: the set, and the set before the first step.
         failure: why the last attempt failed, in one line; "" where it did not.
+        kept_scores: of the sets that were kept on the way, by their steps.
         full_data: as it lies beside the run's folder.
     """
 
@@ -79,6 +80,7 @@ class RunRecord:
     distilled: SyntheticSet | None = None
     initial: SyntheticSet | None = None
     failure: str = ""
+    kept_scores: dict[int, tuple[StoredScore, ...]] = field(default_factory=dict)
     full_data: FullData = FullData()
 
     @property
@@ -267,6 +269,7 @@ def read_run(folder: str | Path) -> RunRecord:
         distilled=_load_optional(store.distilled),
         initial=_load_optional(store.initial),
         failure=_read_failure(store),
+        kept_scores={step: _read_scores(store.kept_scores(step)) for step in store.kept_sets()},
         full_data=_read_full_data(RunStore(store.root.parent / FULL_DATA)),
     )
 
@@ -340,7 +343,7 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 def _subject(item: Row | RunRecord) -> tuple[Any, ...]:
     """Data set and IPC, by which tables are ordered; the full data close their data set."""
-    return item.dataset, item.fingerprint, item.ipc is None, item.ipc or 0
+    return item.dataset, item.ipc is None, item.ipc or 0, not item.fingerprint, item.fingerprint
 
 
 def _rank(method: str) -> tuple[int, str]:
@@ -379,11 +382,11 @@ def _scored_row(
         recipe_hash=_joined(s.recipe_hash for s in scores) or _joined(r.recipe_hash for r in runs),
         device=_joined(s.device for s in scores),
         commit=_joined(s.commit for s in scores),
-        **_statistics([[score.accuracy for score in nets.values()] for nets in sets.values()]),
+        **statistics_of([[score.accuracy for score in nets.values()] for nets in sets.values()]),
     )
 
 
-def _statistics(per_set: Sequence[Sequence[float]]) -> dict[str, Any]:
+def statistics_of(per_set: Sequence[Sequence[float]]) -> dict[str, Any]:
     """A row's mean and deviations from the accuracies of each set's networks."""
     shares = [share for values in per_set for share in values]
     within = [(len(values) - 1, variance(values)) for values in per_set if len(values) > 1]
@@ -424,7 +427,7 @@ def _full_data_row(plain: Row, names: dict[str, str], scores: Sequence[StoredSco
         device=_joined(s.device for s in scores),
         commit=_joined(s.commit for s in scores),
         runs=(FULL_DATA,),
-        **_statistics([[score.accuracy for score in scores]]),
+        **statistics_of([[score.accuracy for score in scores]]),
     )
 
 
@@ -539,12 +542,12 @@ def _scores_in(folder: Path) -> tuple[StoredScore, ...]:
 
 
 def _read_scores(folder: Path) -> tuple[StoredScore, ...]:
-    """The scores of a run's set."""
+    """The scores of one set."""
     scores = _scores_in(folder)
     hashes = {score.set_hash for score in scores}
     if len(hashes) > 1:
         raise DataError(
-            f"{folder}: scores of {len(hashes)} different sets ({', '.join(sorted(hashes))}); a run has one set: "
+            f"{folder}: scores of {len(hashes)} different sets ({', '.join(sorted(hashes))}); one set is expected: "
             "remove the scores of the older ones"
         )
     return scores

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..config import Recipe, resolve
 from ..errors import Interrupted, reason
 from ..evaluation import Scores
 from ..spec import LabelledDataset
 from .progress import Reporter
-from .stages import distill_run, evaluate_full_data, evaluate_set
+from .stages import distill_run, evaluate_full_data, evaluate_kept, evaluate_set
 from .store import FULL_DATA, RunStore
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ def compare(
     cache: Path | None = None,
     overwrite: bool = False,
     full_data_epochs: int | None = None,
+    curve: bool = False,
 ) -> list[Outcome]:
     """Distil and score every (IPC, method, seed); finished work is kept, a failure is an outcome, not the end.
 
@@ -48,6 +51,7 @@ def compare(
     Args:
         layers: recipe layers; keys of one method go into a `methods` section.
         full_data_epochs: after the methods, train the evaluation networks on the whole training split for so long.
+        curve: after that, score the sets that iterative methods kept on the way, for accuracy against cost.
     Raises:
         UsageError: a recipe that cannot be resolved for one of the methods (before any work is done).
         Interrupted: by a signal; the same call goes on.
@@ -70,11 +74,16 @@ def compare(
         recipe, store = cells[0][0], RunStore(out / FULL_DATA)
         told = _attempt(reporter, _score_full_data, recipe, data, store, reporter, epochs=full_data_epochs)
         outcomes.append(Outcome(FULL_DATA, None, recipe.evaluation.seed, store.root, *told))
+    if curve:
+        for i, (recipe, store) in enumerate(cells):
+            if outcomes[i].scores and recipe.build_method().steps:
+                _, failure = _attempt(reporter, _score_kept, recipe, data, store, reporter)
+                outcomes[i] = replace(outcomes[i], failure=failure)
     return outcomes
 
 
-def _attempt(reporter: Reporter, work: Callable[..., Scores], *given: Any, **keys: Any) -> tuple[Scores | None, str]:
-    """Scores, or why there are none: whatever one method does wrong, the others are not to blame."""
+def _attempt(reporter: Reporter, work: Callable[..., T], *given: Any, **keys: Any) -> tuple[T | None, str]:
+    """What `work` returns, or why it failed: whatever one method does wrong, the others are not to blame."""
     try:
         return work(*given, **keys), ""
     except Interrupted:
@@ -103,3 +112,10 @@ def _score_full_data(
 ) -> Scores:
     with store.noting_failure():
         return evaluate_full_data(data, recipe, store, reporter, epochs=epochs)
+
+
+def _score_kept(recipe: Recipe, data: LabelledDataset, store: RunStore, reporter: Reporter) -> None:
+    if len(store.kept_sets()) == 1:
+        reporter.say(f"{store.root}: no sets were kept, so its curve has two ends only; see --keep-snapshots")
+    with store.noting_failure():
+        evaluate_kept(recipe, data.test, store, reporter)

@@ -203,14 +203,33 @@ def evaluate_set(
     recipe: Recipe,
     folder: RunStore,
     reporter: Reporter,
+    *,
+    step: int | None = None,
 ) -> Scores:
-    """Score a set by the recipe's evaluation section; each network's score is a file, done ones are kept."""
+    """Score a set by the recipe's evaluation section; each network's score is a file, done ones are kept.
+
+    Args:
+        step: of a set that was kept on the way; None for the final one.
+    """
     facts = {
         "set_hash": blake2b(synthetic.to_bytes(), digest_size=12).hexdigest(),
         "recipe_hash": synthetic.provenance.get("recipe_hash", ""),
         "numbers_stored": synthetic.numbers_stored,
     }
-    return _evaluate("evaluate", synthetic.decoded(), synthetic.spec, test, recipe, folder.scores, facts, reporter)
+    place = folder.scores if step is None else folder.kept_scores(step)
+    return _evaluate("evaluate", synthetic.decoded(), synthetic.spec, test, recipe, place, facts, reporter)
+
+
+def evaluate_kept(recipe: Recipe, test: Split, store: RunStore, reporter: Reporter) -> None:
+    """Score the sets of a run that were kept on the way, and the one before the first step, like the final one.
+
+    Their scores lie apart from the final set's, and a row never shows them.
+    """
+    last = int(store.require_set().provenance["steps"])
+    for step, path in store.kept_sets().items():
+        if step < last:
+            reporter.say(f"{recipe.method_name} after {step} of {last} steps")
+            evaluate_set(SyntheticSet.load(path), test, recipe, store, reporter, step=step)
 
 
 def evaluate_full_data(
@@ -320,6 +339,7 @@ def _network_passes(recipe: Recipe, data: LabelledDataset) -> int:
 def _times(pool: Pool | None, seconds: float, peak_memory: int) -> dict[str, Any]:
     return {
         "pool_seconds": round(pool.seconds, 1) if pool else 0.0,
+        "pool_core_seconds": round(pool.core_seconds, 1) if pool else 0.0,
         "distill_seconds": seconds,
         "peak_memory_mb": peak_memory,
     }
@@ -377,4 +397,12 @@ def _handlers(handler: Callable[[int, Any], None]) -> Iterator[None]:
             signal.signal(number, previous)
 
 
-__all__ = ["METHODS", "distill_run", "evaluate_full_data", "evaluate_set", "pretrain_pool", "read_run_recipe"]
+__all__ = [
+    "METHODS",
+    "distill_run",
+    "evaluate_full_data",
+    "evaluate_kept",
+    "evaluate_set",
+    "pretrain_pool",
+    "read_run_recipe",
+]

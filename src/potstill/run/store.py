@@ -5,6 +5,7 @@ metrics.jsonl                    one line per step      times.json   seconds and
 state/snapshot.safetensors       where to go on from    state/kept/STEP.safetensors   kept sets
 synthetic/initial.safetensors    before the first step  synthetic/distilled.safetensors, preview.png
 scores/NETWORK-PROTOCOL-EPOCHS-SEED.json                report.html
+scores/kept/STEP/NETWORK-...     of the kept sets, and of the initial one as step 0
 failure.json                     why the last attempt failed; gone when the run is taken up again
 
 Beside the runs of a comparison `full_data` holds scores/ (and failure.json) of the whole training split.
@@ -131,6 +132,14 @@ class RunStore:
     def kept(self, step: int) -> Path:
         return self.root / "state" / "kept" / f"{step:06d}.safetensors"
 
+    def kept_sets(self) -> dict[int, Path]:
+        """Sets from before the end by their steps; the initial one is that of step 0."""
+        paths = [(0, self.initial), *((int(p.stem), p) for p in self.kept(0).parent.glob("[0-9]*.safetensors"))]
+        return {step: path for step, path in sorted(paths) if path.exists()}
+
+    def kept_scores(self, step: int) -> Path:
+        return self.scores / "kept" / f"{step:06d}"
+
     def write_snapshot(self, tensors: dict[str, Tensor]) -> None:
         write_atomically(self.snapshot, save(tensors))
 
@@ -158,7 +167,7 @@ class RunStore:
         for path in (self.distilled, self.snapshot, self.metrics, self.initial, self.preview):
             path.unlink(missing_ok=True)
         single = ("report.html", "env.json", "times.json", "failure.json")
-        for pattern in ("scores/*.json", "state/kept/*.safetensors", *single):
+        for pattern in ("scores/*.json", "scores/kept/*/*.json", "state/kept/*.safetensors", *single):
             for path in self.root.glob(pattern):
                 path.unlink()
         # Last: were it gone and a process killed here, the rest would be taken for a run of any recipe.
