@@ -125,6 +125,22 @@ def test_a_method_without_steps_makes_a_finished_run(toy_dataset: LabelledDatase
     assert store.distilled.exists() and store.snapshot.exists() and store.metrics.read_text() == ""
 
 
+def test_the_time_of_a_choice_without_steps_counts(
+    toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, plain = [5.0], METHODS["herding"].init
+
+    def slow(*given: Any) -> Any:
+        now[0] += 7
+        return plain(*given)
+
+    monkeypatch.setattr(METHODS["herding"], "init", slow)
+    monkeypatch.setattr(stages, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    recipe = resolve({k: v for k, v in SMALL.items() if k != "method"}, {"method.name": "herding"})
+    distill_run(recipe, toy_dataset, store, QUIET)
+    assert store.read_json("times.json")["distill_seconds"] == 7
+
+
 # --- who may start, go on, replace
 
 

@@ -123,10 +123,10 @@ def _distill(
     recipe: Recipe, method: Method[Any], problem: Problem, store: RunStore, reporter: Reporter
 ) -> SyntheticSet:
     forget_peak_memory()
-    state = _first_state(method, problem, store)
     # Taken back to the last snapshot's: the time of lost steps is no part of what the set cost.
     before = store.read_json("times.json")
     started = time.perf_counter() - float(before.get("distill_seconds", 0.0))
+    state = _first_state(method, problem, store)
 
     def seconds() -> float:
         return round(time.perf_counter() - started, 3)
