@@ -14,7 +14,9 @@ import yaml
 
 from potstill.files import write_atomically
 from potstill.report import collect
+from potstill.report.cost import curves_to_json
 from potstill.report.tables import rows_to_json
+from potstill.run.store import FULL_DATA
 from potstill.synthetic import SyntheticSet
 
 #: Table 1 of the paper (ConvNet-3, percent, n = 5 experiments); all but DSDM at factor 1.
@@ -32,7 +34,8 @@ def main() -> None:
     parser.add_argument("--command", required=True, help="the command that made the folder")
     parser.add_argument("--note", action="append", default=[], help="anything a reader must know")
     options = parser.parse_args()
-    rows = rows_to_json(collect(options.folder))
+    records = collect(options.folder)
+    rows = rows_to_json(records)
     for row in rows:
         published = PAPER.get((row["dataset"], row["ipc"]), {}).get(row["method"])
         row["paper_percent"] = published if row["method"] == "dsdm" or row["factor"] == [1, 1] else None
@@ -41,6 +44,8 @@ def main() -> None:
         "command": options.command,
         "notes": options.note,
         "rows": rows,
+        "curves": curves_to_json(records),
+        "full_data_scores": read_scores(options.folder / FULL_DATA),
         "runs": {folder.name: read_run_facts(folder) for folder in run_folders(options.folder)},
     }
     write_atomically(options.out / "results.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
@@ -62,9 +67,13 @@ def read_run_facts(folder: Path) -> dict:
         "recipe": yaml.safe_load((folder / "config.yaml").read_text()),
         "environment": json.loads((folder / "env.json").read_text()),
         "times": json.loads((folder / "times.json").read_text()),
-        "scores": [json.loads(path.read_text()) for path in sorted((folder / "scores").glob("*.json"))],
+        "scores": read_scores(folder),
         "metrics_every_100": lines[99::100],
     }
+
+
+def read_scores(folder: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted((folder / "scores").glob("*.json"))]
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ import pytest
 import torch
 
 from potstill.cli import main
-from potstill.errors import Interrupted, UsageError
+from potstill.errors import Interrupted, RunError, UsageError
 from potstill.methods.dsdm import DSDM
+from potstill.report import collect, cost_curves, make_rows
 from potstill.run import stages
 from potstill.run.compare import Outcome, compare
 from potstill.run.progress import Reporter
+from potstill.run.store import RunStore
 from potstill.spec import LabelledDataset
 from potstill.synthetic import SyntheticSet
 
@@ -61,6 +65,52 @@ def test_a_failing_method_becomes_an_outcome_with_its_reason_and_the_others_go_o
     dsdm, random = compared(toy_dataset, tmp_path, methods=["dsdm", "random"])
     assert dsdm.scores is None and "step 1: loss is nan" in dsdm.failure
     assert random.failure == "" and random.scores is not None
+
+
+def test_a_mistake_in_the_code_of_a_method_is_not_the_end_of_the_others(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DSDM, "step", lambda *_: [][1])
+    dsdm, random = compared(toy_dataset, tmp_path, methods=["dsdm", "random"])
+    assert dsdm.failure == "IndexError: list index out of range"
+    assert "in step" not in dsdm.failure
+    assert "Traceback" in json.loads((dsdm.folder / "failure.json").read_text())["traceback"]
+    assert random.scores is not None
+
+
+def test_a_failure_stays_in_its_folder_until_the_run_is_taken_up_again(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        break_dsdm(patch)
+        compared(toy_dataset, tmp_path)
+    (dsdm,) = [row for row in make_rows(collect(tmp_path)) if row.method == "dsdm"]
+    assert dsdm.failure.startswith("step 1: loss is nan") and dsdm.mean is None
+    compared(toy_dataset, tmp_path)
+    assert not list(tmp_path.rglob("failure.json"))
+
+
+def test_an_evaluation_that_fails_is_noted_too(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RunError("training loss is nan in epoch 1")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "evaluate_once", fails)
+        compared(toy_dataset, tmp_path)
+    assert {row.failure for row in make_rows(collect(tmp_path))} == {"training loss is nan in epoch 1"}
+    assert [o.failure for o in compared(toy_dataset, tmp_path)] == ["", ""]
+    assert {row.failure for row in make_rows(collect(tmp_path))} == {""}
+
+
+def test_a_run_that_another_process_holds_gets_no_note(toy_dataset: LabelledDataset, tmp_path: Path) -> None:
+    compared(toy_dataset, tmp_path)
+    with RunStore(tmp_path / "dsdm-ipc1-seed0").locked():
+        outcomes = compared(toy_dataset, tmp_path)
+    assert [bool(o.failure) for o in outcomes] == [False, True]
+    assert "another process is working on this run" in outcomes[1].failure
+    assert not list(tmp_path.rglob("failure.json"))
 
 
 def test_missing_images_are_a_failure_of_the_methods_that_need_them_alone(
@@ -135,6 +185,88 @@ def test_the_same_comparison_gives_the_same_sets(toy_dataset: LabelledDataset, t
     assert torch.equal(*images)
 
 
+def test_a_budget_is_for_each_run_and_its_row_says_where_it_ended(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = DSDM.step
+    monkeypatch.setattr(DSDM, "step", lambda *given: time.sleep(0.02) or plain(*given))
+    recipe = {**SMALL, "methods": {"dsdm": {"steps": 50, "real_batch": 16}}, "budget": {"minutes": 0.001}}
+    compared(toy_dataset, tmp_path, recipe=recipe, seeds=[0, 1])
+    random, dsdm = make_rows(collect(tmp_path))
+    assert random.stopped == "" and dsdm.n == "2 x 2"
+    assert dsdm.stopped.count("of 50 steps by its budget of 0.001 min") == 2
+    assert dsdm.steps_done is not None and 1 <= dsdm.steps_done < 50
+
+
+# --- the full data
+
+
+def test_the_full_data_are_scored_by_the_same_networks_once(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+    plain = stages.evaluate_once
+    monkeypatch.setattr(
+        stages, "evaluate_once", lambda train, *a, **k: trained.append((len(train), k)) or plain(train, *a, **k)
+    )
+    *others, full = compared(toy_dataset, tmp_path, methods=["random"], full_data_epochs=2)
+    assert [(size, keys["epochs"]) for size, keys in trained] == [(3, 1)] * 2 + [(120, 2)] * 2
+    assert full.scores is not None and others[0].scores is not None
+    assert [s.seed for s in full.scores.scores] == [s.seed for s in others[0].scores.scores]
+    trained.clear()
+    assert compared(toy_dataset, tmp_path, methods=["random"], full_data_epochs=2) == [*others, full]
+    assert trained == []
+    random, row = make_rows(collect(tmp_path))
+    assert (row.method, row.mean, row.epochs, row.numbers_stored) == ("full data", full.scores.mean, 2, 120 * 64)
+    assert random.share == pytest.approx(others[0].scores.mean / full.scores.mean)
+
+
+def test_full_data_that_fail_are_a_row_that_says_why(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RunError("training loss is nan in epoch 1")
+
+    monkeypatch.setattr("potstill.run.compare.evaluate_full_data", fails)
+    outcomes = compared(toy_dataset, tmp_path, methods=["random"], full_data_epochs=2)
+    assert [o.failure for o in outcomes] == ["", "training loss is nan in epoch 1"]
+    assert [row.failure for row in make_rows(collect(tmp_path))] == ["", "training loss is nan in epoch 1"]
+
+
+# --- accuracy against cost
+
+
+def test_a_curve_scores_what_iterative_methods_kept_after_all_final_sets(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {**SMALL, "saving": {"keep": [1]}}
+    order: list[Path] = []
+    plain = stages.write_atomically
+    monkeypatch.setattr(stages, "write_atomically", lambda path, text: order.append(path) or plain(path, text))
+    outcomes = compared(toy_dataset, tmp_path, recipe=recipe, methods=["dsdm", "random"], curve=True)
+    assert [path.parent.name for path in order] == ["scores"] * 4 + ["000000"] * 2 + ["000001"] * 2
+    (curve,) = cost_curves(collect(tmp_path))
+    assert (curve.method, [point.step for point in curve.points]) == ("dsdm", [0, 1, 2])
+    assert outcomes[0].scores is not None and curve.points[-1].mean == outcomes[0].scores.mean
+    order.clear()
+    assert compared(toy_dataset, tmp_path, recipe=recipe, methods=["dsdm", "random"], curve=True) == outcomes
+    assert order == []
+
+
+def test_a_curve_that_fails_keeps_the_scores_of_its_row(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RunError("training loss is nan in epoch 1")
+
+    monkeypatch.setattr("potstill.run.compare.evaluate_kept", fails)
+    random, dsdm = compared(toy_dataset, tmp_path, curve=True)
+    assert random.failure == "" and dsdm.scores is not None
+    assert dsdm.failure == "training loss is nan in epoch 1"
+    row = make_rows(collect(tmp_path))[1]
+    assert row.mean == dsdm.scores.mean and row.failure == dsdm.failure
+
+
 COMMAND = [
     "compare", "--dataset", "digits", "--ipc", "1", "--methods", "random,dsdm", "--nets", "1", "--epochs", "1", "-q",
     "--methods.dsdm.steps", "2", "--methods.dsdm.real_batch", "16", "--pool.members", "1", "--pool.pretrained", "false",
@@ -142,28 +274,38 @@ COMMAND = [
 ]  # fmt: skip
 
 
-def test_the_command_prints_rows_and_failures_as_one_json_document(
+def test_the_command_prints_rows_with_their_failures_as_one_json_document(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     break_dsdm(monkeypatch)
-    assert main([*COMMAND, "--out", str(tmp_path), "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
+    assert main([*COMMAND, "--out", str(tmp_path), "--json"]) == 1
+    said = capsys.readouterr()
+    assert said.err == "potstill: 1 of 2 runs failed, see the table; the same call tries them again\n"
+    document = json.loads(said.out)
     assert document["schema_version"] == 1
-    (failure,) = document["failures"]
-    assert {k: failure[k] for k in ("method", "ipc", "seed")} == {"method": "dsdm", "ipc": 1, "seed": 0}
-    assert "loss is nan" in failure["failure"]
     rows = {row["method"]: row for row in document["rows"]}
     assert 0 <= rows["random"]["mean"] <= 1
     assert rows["dsdm"]["mean"] is None
+    assert "loss is nan" in rows["dsdm"]["failure"] and rows["random"]["failure"] == ""
+
+
+def test_the_command_prints_the_points_of_its_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*COMMAND, "--out", str(tmp_path), "--json"]
+    assert main([*words, "--curve", "--keep-snapshots", "1"]) == 0
+    (curve,) = json.loads(capsys.readouterr().out)["curves"]
+    assert curve["method"] == "dsdm" and [point["step"] for point in curve["points"]] == [0, 1, 2]
+    assert main(["report", str(tmp_path), "--format", "csv", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["curves"] == [curve]
 
 
 def test_the_command_prints_one_table_and_the_reasons_of_failures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     break_dsdm(monkeypatch)
-    assert main([*COMMAND, "--out", str(tmp_path), "--seeds", "2"]) == 0
+    assert main([*COMMAND, "--out", str(tmp_path), "--seeds", "2"]) == 1
     printed = capsys.readouterr().out
     assert "random" in printed
-    assert "dsdm ipc 1 seed 0: failed: step 1: loss is nan" in printed
-    assert "dsdm ipc 1 seed 1: failed" in printed
+    words = set(printed.split())
+    assert {"failed:", "nan;"} <= words
+    assert len(re.findall(r"seed [01]:", printed)) == 2
     assert {p.name for p in tmp_path.iterdir()} == {f"{m}-ipc1-seed{s}" for m in ("random", "dsdm") for s in (0, 1)}

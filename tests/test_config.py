@@ -156,8 +156,10 @@ def test_the_hash_changes_with_what_makes_the_set(key: dict[str, Any]) -> None:
     assert resolve(key).hash() != resolve({}).hash()
 
 
-@pytest.mark.parametrize("key", [{"evaluation.nets": 9}, {"evaluation.protocol": "dc"}, {"saving.every": 7}])
-def test_the_hash_does_not_change_with_scoring_and_snapshots(key: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "key", [{"evaluation.nets": 9}, {"evaluation.protocol": "dc"}, {"saving.every": 7}, {"budget.minutes": 3}]
+)
+def test_the_hash_does_not_change_with_scoring_snapshots_and_budget(key: dict[str, Any]) -> None:
     assert resolve(key).hash() == resolve({}).hash()
 
 
@@ -165,7 +167,7 @@ def test_the_hash_does_not_change_with_scoring_and_snapshots(key: dict[str, Any]
 
 BAD: list[tuple[dict[str, Any], str, str]] = [
     # layer, the key that must be named, a valid value or the kind expected
-    ({"ipcs": 10}, "'ipcs'", "known are data, evaluation"),
+    ({"ipcs": 10}, "'ipcs'", "known are budget, data, evaluation"),
     ({"method.step": 10}, "'method.step'", "steps"),
     ({"method.name": "random", "method.steps": 3}, "'method.steps' of method 'random'", "known are none"),
     ({"pool": {"member": 3}}, "'pool.member'", "members"),
@@ -196,6 +198,10 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"evaluation.protocol": "fast"}, "'fast'", "dc, dsdm"),
     ({"evaluation.nets": 0}, "nets=0", "at least 1"),
     ({"saving.every": 0}, "saving.every=0", "at least 1"),
+    ({"budget.minutes": 0}, "budget.minutes=0", "above 0"),
+    ({"budget.minutes": float("nan")}, "budget.minutes=nan", "above 0"),
+    ({"budget.minutes": float("inf")}, "budget.minutes=inf", "above 0"),
+    ({"budget.minutes": "long"}, '"budget.minutes"', "float"),
     ({"saving.keep": 3}, '"saving.keep"', "tuple"),
     ({"runtime.threads": "all"}, "runtime.threads='all'", "auto or a whole number"),
     ({"runtime.chunk": "big"}, "runtime.chunk='big'", "auto or a whole number"),

@@ -147,7 +147,8 @@ def test_score_is_that_of_a_fresh_network_after_the_last_epoch(
 ) -> None:
     keys = {"network": "convnet3", "protocol": "dsdm", "seed": 5, "runtime": Runtime(), "epochs": 3}
     told: list[tuple[int, float]] = []
-    score = evaluate_once(real_set, toy_dataset.test, **keys, on_epoch=lambda *t: told.append(t))
+    given = (real_set.decoded(), real_set.spec, toy_dataset.test)
+    score = evaluate_once(*given, **keys, on_epoch=lambda *t: told.append(t))
     spec, own, losses = toy_dataset.spec, derive(5, "evaluate"), []
     network = fit(
         build_network("convnet3", spec, own),
@@ -161,7 +162,7 @@ def test_score_is_that_of_a_fresh_network_after_the_last_epoch(
     assert score.accuracy == accuracy(network, toy_dataset.test, spec, Runtime())
     assert score.train_loss == losses[-1]
     assert told == [(1, losses[0]), (2, losses[1]), (3, losses[2])]
-    again = evaluate_once(real_set, toy_dataset.test, **keys)
+    again = evaluate_once(*given, **keys)
     assert replace(again, seconds=0) == replace(score, seconds=0)
 
 
@@ -186,9 +187,8 @@ def test_a_better_earlier_epoch_is_not_picked(
 
     monkeypatch.setattr(module, "fit", spoiling_fit)
     monkeypatch.setattr(module, "accuracy", watched_accuracy)
-    score = evaluate_once(
-        real_set, toy_dataset.test, network="convnet", protocol="mnist", seed=0, runtime=Runtime(), epochs=2
-    )
+    given = (real_set.decoded(), real_set.spec, toy_dataset.test)
+    score = evaluate_once(*given, network="convnet", protocol="mnist", seed=0, runtime=Runtime(), epochs=2)
     assert score.accuracy == pytest.approx(1 / 3)  # 20 of 60
     assert score.train_loss == 9
     assert len(looks) == 1  # the test split is looked at once

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -196,6 +197,28 @@ def test_progress_names_the_run(data: LabelledDataset, tmp_path: Path) -> None:
     told = []
     make(data, tmp_path, on_epoch=lambda run, epoch, loss: told.append((run, epoch)))
     assert told == [(0, 1), (0, 2), (1, 1), (1, 2)]
+
+
+def test_seconds_are_those_from_nothing_also_where_a_killed_run_left_its_first_snapshots(
+    data: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that ticks once an epoch; the cache holds epoch 1 of 2."""
+    now = count()
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: float(next(now))))
+    first = make(data, tmp_path, members=1, snapshots=(1,))
+    (tmp_path / f"{first.digests[1]}.safetensors").unlink()
+    again = make(data, tmp_path, members=1, snapshots=(1,))
+    assert first.seconds == again.seconds == make(data, tmp_path, members=1, snapshots=(1,)).seconds == 2
+
+
+def test_core_seconds_go_by_the_threads_that_trained_a_member(
+    data: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = count()
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: float(next(now))))
+    made = make(data, tmp_path, members=2, runtime=Runtime(threads=2))
+    found = make(data, tmp_path, members=2, runtime=Runtime(threads=1))
+    assert made.core_seconds == found.core_seconds == 2 * made.seconds > 0
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])

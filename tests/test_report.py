@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,12 @@ from rich.console import Console
 
 from potstill.errors import DataError, UsageError
 from potstill.report import (
+    CostCurve,
     Row,
     before_after,
     collect,
+    cost_curves,
+    cost_figure,
     image_grid,
     loss_curves,
     make_rows,
@@ -36,6 +40,7 @@ from potstill.report import (
     to_markdown,
     write_report,
 )
+from potstill.report.cost import CostPoint
 from potstill.report.curves import smooth, smoothing_window
 from potstill.spec import DatasetSpec
 from potstill.synthetic import SyntheticSet
@@ -104,6 +109,8 @@ def make_run(tmp_path: Path) -> MakeRun:
         set_hash: str | None = None,
         environment: dict[str, Any] | None = None,
         times: dict[str, Any] | None = None,
+        failure: str = "",
+        kept: dict[int, Sequence[float]] | None = None,
         **recipe: Any,
     ) -> Path:
         folder = tmp_path / "runs" / name
@@ -124,11 +131,22 @@ def make_run(tmp_path: Path) -> MakeRun:
         (folder / "env.json").write_text(json.dumps(environment or {"torch": "2.13.0", "device": "cpu"}))
         if times:
             (folder / "times.json").write_text(json.dumps(times))
+        if failure:
+            (folder / "failure.json").write_text(json.dumps({"schema_version": 1, "reason": failure}))
         if metrics:
             (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
         for file, content in (("distilled", distilled), ("initial", initial)):
             if content is not None:
                 (folder / "synthetic" / f"{file}.safetensors").write_bytes(content.to_bytes())
+        (folder / "state" / "kept").mkdir(parents=True)
+        for step, shares in (kept or {}).items():
+            if step:
+                (folder / "state" / "kept" / f"{step:06d}.safetensors").write_bytes(b"")
+            (folder / "scores" / "kept" / f"{step:06d}").mkdir(parents=True)
+            for i, accuracy in enumerate(shares):
+                score = {"network": "convnet", "protocol": protocol, "epochs": epochs, "seed": 100 + i}
+                path = folder / "scores" / "kept" / f"{step:06d}" / f"{i}.json"
+                path.write_text(json.dumps({**score, "accuracy": accuracy, "set_hash": f"set-{name}-{step}"}))
         for i, accuracy in enumerate(accuracies):
             score = {
                 "schema_version": 1,
@@ -165,7 +183,11 @@ def collection(make_run: MakeRun) -> Path:
             distilled=made[seed],
             initial=start,
             metrics=make_metrics(20),
-            times={"pool_seconds": (30.0, 0.0)[seed], "distill_seconds": (100.0, 120.0)[seed]},
+            times={
+                "pool_seconds": (30.0, 0.0)[seed],
+                "distill_seconds": (100.0, 120.0)[seed],
+                "peak_memory_mb": (1800, 1750)[seed],
+            },
             environment={"torch": "2.13.0", "command": "potstill distill --dataset toy --out runs/x"},
         )
     return folder.parent
@@ -190,6 +212,7 @@ def test_runs_that_differ_in_seed_only_are_pooled(collection: Path):
     assert row.std_nets == pytest.approx(math.sqrt(20e-4))
     assert row.pool_seconds == 30
     assert row.distill_seconds == pytest.approx(110)
+    assert row.peak_memory_mb == 1800
     assert row.numbers_stored == 3 * 2 * 64
     assert row.factor == (2, 2)
     assert row.recipe_hash == "recipe-dsdm-0, recipe-dsdm-1"
@@ -262,8 +285,87 @@ def test_a_run_without_scores_is_a_row_without_numbers(make_run: MakeRun):
     assert (row.mean, row.network, row.epochs, row.n) == (None, None, None, "1 x 0")
 
 
+def test_a_failed_run_is_a_row_that_says_why(make_run: MakeRun):
+    """After the others of its data set and IPC, also where it came to no set of its own."""
+    make_run("r", "random", accuracies=(0.5,), distilled=make_set())
+    folder = make_run("d", failure="step 1: loss is nan")
+    rows = make_rows(collect(folder.parent))
+    assert [(row.method, row.mean, row.failure) for row in rows] == [
+        ("random", 0.5, ""),
+        ("dsdm", None, "step 1: loss is nan"),
+    ]
+
+
+def test_a_failed_seed_is_told_in_the_row_of_the_others(make_run: MakeRun):
+    make_run("d0", accuracies=(0.8, 0.6), distilled=make_set(), seed=0)
+    folder = make_run("d1", initial=make_set(), failure="no space left", seed=1)
+    (row,) = make_rows(collect(folder.parent))
+    assert (row.n, row.failure) == ("1 x 2", "seed 1: no space left")
+
+
+def cut_short(seed: int = 0) -> SyntheticSet:
+    facts = {"steps": "7", "steps_planned": "20", "budget_minutes": "2.5"}
+    return replace(make_set(seed=seed), provenance=facts)
+
+
+def test_a_run_cut_short_by_its_budget_is_a_row_that_says_so(make_run: MakeRun):
+    budget = {"budget": {"minutes": 2.5}}
+    make_run("whole", accuracies=(0.9,), distilled=make_set(), metrics=make_metrics(20))
+    make_run("d0", accuracies=(0.8,), distilled=make_set(), seed=0, metrics=make_metrics(20), **budget)
+    folder = make_run("d1", accuracies=(0.7,), distilled=cut_short(), seed=1, metrics=make_metrics(7), **budget)
+    rows = make_rows(collect(folder.parent))
+    assert [(row.mean, row.budget_minutes, row.steps_done, row.steps_planned) for row in rows] == [
+        (pytest.approx(0.75), 2.5, 7, 20),  # one budget, one row
+        (0.9, None, 20, 20),
+    ]
+    assert [row.stopped for row in rows] == ["seed 1: after 7 of 20 steps by its budget of 2.5 min", ""]
+    assert "| stopped seed 1: after 7 of 20 steps by its budget of 2.5 min |" in to_markdown(rows)
+    page = " ".join(parse(render_report(collect(folder))).text.split())
+    assert "stopped after 7 of 20 steps by its budget of 2.5 min" in page
+    assert "20 steps, or as many as 2.5 minutes allow, against 3 pre-trained networks" in page
+
+
 def test_random_rows_come_first(collection: Path):
     assert [row.method for row in make_rows(collect(collection))] == ["random", "random_mix", "dsdm"]
+
+
+def add_full_data(folder: Path, accuracies: Sequence[float], *, epochs: int = 20, fingerprint: str = "f1") -> None:
+    """Scores of the whole training split beside the runs in `folder`."""
+    (folder / "full_data" / "scores").mkdir(parents=True, exist_ok=True)
+    for i, accuracy in enumerate(accuracies):
+        score = {"schema_version": 1, "network": "convnet", "protocol": "dsdm", "epochs": epochs, "seed": 100 + i}
+        score |= {"accuracy": accuracy, "set_hash": fingerprint, "numbers_stored": 7680, "device": "a processor"}
+        (folder / "full_data" / "scores" / f"{epochs}-{fingerprint}-{i}.json").write_text(json.dumps(score))
+
+
+def test_the_full_data_are_a_row_that_others_are_a_share_of(collection: Path):
+    add_full_data(collection, (0.90, 0.86))
+    rows = make_rows(collect(collection))
+    assert [row.method for row in rows] == ["random", "random_mix", "dsdm", "full data"]
+    full = rows[-1]
+    assert (full.mean, full.epochs, full.n) == (pytest.approx(0.88), 20, "1 x 2")
+    assert (full.ipc, full.factor, full.numbers_stored) == (None, None, 7680)
+    assert (full.share, full.gain) == (None, None)
+    assert [row.share for row in rows[:3]] == [pytest.approx(v / 0.88) for v in (0.52, 0.61, 0.74)]
+    assert row_of(make_rows([read_run(collection / "dsdm-0")]), "dsdm").share == pytest.approx(0.72 / 0.88)
+
+
+def test_full_data_of_other_content_or_protocol_are_no_yardstick(collection: Path, make_run: MakeRun):
+    add_full_data(collection, (0.9,), fingerprint="f2")
+    assert all(row.share is None for row in make_rows(collect(collection)))
+    add_full_data(collection, (0.9,))
+    make_run("idc", accuracies=(0.5,), protocol="idc", distilled=make_set())
+    shares = {(row.method, row.protocol): row.share for row in make_rows(collect(collection))}
+    assert shares[("dsdm", "idc")] is None and shares[("dsdm", "dsdm")] == pytest.approx(0.74 / 0.9)
+
+
+def test_the_longest_training_on_the_full_data_is_the_yardstick(collection: Path):
+    """Not the better one: that would be a choice by the test split."""
+    add_full_data(collection, (0.9,), epochs=10)
+    add_full_data(collection, (0.8,), epochs=30)
+    rows = make_rows(collect(collection))
+    assert row_of(rows, "dsdm").share == pytest.approx(0.74 / 0.8)
+    assert [row.epochs for row in rows if row.method == "full data"] == [10, 30]
 
 
 # --- tables
@@ -275,6 +377,67 @@ def test_markdown_shows_percent_with_n(collection: Path):
     assert "| 74.00 +- 4.32 (2 x 2) | +13.00 | 2.83 | 4.47 |" in text
     assert "at the last epoch" in text
     assert "Throughout: data set toy, IPC 2, network convnet, protocol dsdm, epochs 50, device a processor" in text
+
+
+def test_every_format_has_the_peak_memory(collection: Path):
+    records = collect(collection)
+    assert "peak memory, MB" in to_markdown(records) and "| 1,800 |" in to_markdown(records)
+    peaks = [record["peak_memory_mb"] for record in csv.DictReader(io.StringIO(to_csv(records)))]
+    assert peaks == ["", "", "1800.0"]
+    assert [record["peak_memory_mb"] for record in rows_to_json(records)] == [None, None, 1800]
+    assert "1,800" in parse(render_report(records)).text
+
+
+def test_every_format_has_the_share_of_the_full_data(collection: Path):
+    assert "share of full data" not in to_markdown(collect(collection))
+    add_full_data(collection, (0.90, 0.86))
+    records = collect(collection)
+    text = to_markdown(records)
+    assert "| dsdm | 74.00 +- 4.32 (2 x 2) | +13.00 | 84.09 |" in text
+    assert "| full data | 88.00 +- 2.83 (1 x 2) | – | – |" in text
+    shares = [record["share"] for record in csv.DictReader(io.StringIO(to_csv(records)))]
+    assert shares == [str(record["share"] or "") for record in rows_to_json(records)]
+    page = " ".join(parse(render_report(records)).text.split())
+    assert "dsdm: 74.00 % of the test images right, 13.00 points above the better Random row" in page
+    assert "84.1 % of what the full data give." in page
+    assert "The networks of the row full data were trained on the whole training split instead" in page
+    assert "Protocol dsdm: 20 epochs" in page
+
+
+def test_every_format_tells_failures_and_is_without_the_column_where_there_are_none(
+    collection: Path, make_run: MakeRun
+):
+    assert "note" not in to_markdown(collect(collection))
+    make_run("dm", "dm", failure="step 1: loss is nan; lower the rate")
+    records = collect(collection)
+    assert "| failed: step 1: loss is nan; lower the rate |" in to_markdown(records)
+    failures = [record["failure"] for record in csv.DictReader(io.StringIO(to_csv(records)))]
+    assert failures == [record["failure"] for record in rows_to_json(records)]
+    assert sorted(failures) == ["", "", "", "step 1: loss is nan; lower the rate"]
+    text = " ".join(parse(render_report(records)).text.split())
+    assert "failed: step 1: loss is nan; lower the rate" in text
+    assert "dm: failed: step 1: loss is nan; lower the rate." in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_narrow_terminal_keeps_the_reason_of_a_failure_whole(collection: Path, make_run: MakeRun, width: int):
+    make_run("dm", "dm", failure=f"{'far/' * 20}run: another process is working on this run")
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    terminal_table(collect(collection), console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(len(line) <= width for line in text.splitlines())
+    assert "…" not in text
+    note = prose_at_the_end(text, "failed:")
+    assert "far/" * 20 in note and note.endswith("anotherprocessisworkingonthisrun")
+
+
+def prose_at_the_end(table: str, start: str) -> str:
+    """The last column's text from `start` on, without its blanks."""
+    lines = table.splitlines()
+    (row,) = [i for i, line in enumerate(lines) if start in line]
+    place = lines[row].index(start)
+    whole = "".join(line[place:].strip() for line in lines[row:] if not line[:1].strip() or line == lines[row])
+    return whole.replace(" ", "")
 
 
 def test_markdown_escapes_what_would_break_the_table(make_run: MakeRun):
@@ -437,6 +600,76 @@ def test_short_runs_are_not_smoothed_and_long_ones_are_thinned():
     assert smoothing_window(3000) == 75
     curve = smooth(list(range(3000)), [1.0] * 3000, 75)
     assert len(curve.steps) == 200 and curve.steps[0] == 0 and curve.steps[-1] == 2999
+
+
+# --- accuracy against cost
+
+
+@pytest.fixture
+def costly(make_run: MakeRun) -> Path:
+    """Two seeds of DSDM with two threads, scored at steps 0, 10 and 20; a step takes .1 s; dm without a pool."""
+    shared: dict[str, Any] = {"metrics": make_metrics(20), "initial": make_set(), "distilled": make_set()}
+    times = {"pool_seconds": 60.0, "pool_core_seconds": 60.0}
+    for seed in (0, 1):
+        kept = {0: (0.4, 0.5), 10: (0.6 + 0.1 * seed, 0.6 + 0.1 * seed)}
+        environment = {"threads": 2}
+        make_run(
+            f"d{seed}", accuracies=(0.8, 0.9), seed=seed, kept=kept, times=times, environment=environment, **shared
+        )
+    make_run("random", "random", accuracies=(0.5,), distilled=make_set())
+    return make_run("dm", "dm", accuracies=(0.7,), kept={0: (0.45,)}, times={"pool_seconds": 0.0}, **shared).parent
+
+
+def test_a_curve_counts_core_minutes_from_nothing(costly: Path):
+    dm, dsdm = cost_curves(collect(costly))
+    assert (dsdm.method, dsdm.runs, dsdm.epochs) == ("dsdm", ("d0", "d1"), 50)
+    # The pool took 60 core-seconds, 20 steps 2 s on two threads.
+    assert [point.core_minutes for point in dsdm.points] == [
+        pytest.approx(v / 60) for v in (60, 60 + 2 * 1.0, 60 + 2 * 2.0)
+    ]
+    assert [(p.step, p.mean, p.n_sets, p.n_nets) for p in dsdm.points] == [
+        (0, pytest.approx(0.45), 2, 2),
+        (10, pytest.approx(0.65), 2, 2),
+        (20, pytest.approx(0.85), 2, 2),
+    ]
+    assert dsdm.points[1].std == pytest.approx(math.sqrt(4 * 0.05**2 / 3))
+    assert [(p.step, p.core_minutes) for p in dm.points] == [(0, 0), (20, pytest.approx(2 / 60))]
+
+
+def test_scores_on_the_way_change_no_row(costly: Path):
+    rows = make_rows(collect(costly))
+    assert [(row.method, row.mean, row.n) for row in rows] == [
+        ("random", 0.5, "1 x 1"),
+        ("dm", 0.7, "1 x 1"),
+        ("dsdm", pytest.approx(0.85), "2 x 2"),
+    ]
+
+
+def test_the_pool_of_an_older_run_is_counted_by_the_runs_threads(costly: Path):
+    for seed in (0, 1):
+        (costly / f"d{seed}" / "times.json").write_text('{"pool_seconds": 60.0}')
+    (dsdm,) = [curve for curve in cost_curves(collect(costly)) if curve.method == "dsdm"]
+    assert dsdm.points[0].core_minutes == 2
+
+
+def test_the_page_has_a_figure_of_accuracy_against_cost_where_there_is_one(costly: Path, make_run: MakeRun):
+    page = render_report(collect(costly))
+    text = " ".join(parse(page).text.split())
+    assert "Accuracy against cost" in text
+    assert "toy, IPC 2: convnet, protocol dsdm, 50 epochs" in text
+    assert text.count("core-minutes from nothing (pool and distilling)") == 1
+    assert render_report(collect(costly)) == page
+    make_run("plain", "random_mix", accuracies=(0.5,), distilled=make_set())
+    assert "Accuracy against cost" not in render_report([read_run(costly / "plain")])
+
+
+def test_the_figure_is_one_well_formed_svg_with_the_methods():
+    points = tuple(CostPoint(step, 1.0 + step, 0.5, std, 1, 1) for step, std in ((0, None), (10, 0.1)))
+    curve = CostCurve("dsdm", "toy", 2, "convnet", "dsdm", 50, ("d0",), points)
+    svg = cost_figure([curve, curve], ["dsdm", "dm"])
+    assert ElementTree.fromstring(svg).tag.endswith("svg")
+    assert "dsdm" in svg and "accuracy, %" in svg and "#010203" not in svg
+    assert cost_figure([curve, curve], ["dsdm", "dm"]) == svg
 
 
 # --- page

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,9 @@ from potstill.errors import DataError, Interrupted, RunError, UsageError
 from potstill.methods import METHODS
 from potstill.methods.dsdm import DSDM
 from potstill.run import stages
+from potstill.run.environment import forget_peak_memory, peak_memory_mb
 from potstill.run.progress import Reporter
-from potstill.run.stages import distill_run, evaluate_set, pretrain_pool, read_run_recipe
+from potstill.run.stages import distill_run, evaluate_kept, evaluate_set, pretrain_pool, read_run_recipe
 from potstill.run.store import RunStore
 from potstill.spec import LabelledDataset
 from potstill.synthetic import SyntheticSet
@@ -121,6 +123,22 @@ def test_a_method_without_steps_makes_a_finished_run(toy_dataset: LabelledDatase
     recipe = resolve({k: v for k, v in SMALL.items() if k != "method"}, {"method.name": "random"})
     distill_run(recipe, toy_dataset, store, QUIET)
     assert store.distilled.exists() and store.snapshot.exists() and store.metrics.read_text() == ""
+
+
+def test_the_time_of_a_choice_without_steps_counts(
+    toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, plain = [5.0], METHODS["herding"].init
+
+    def slow(*given: Any) -> Any:
+        now[0] += 7
+        return plain(*given)
+
+    monkeypatch.setattr(METHODS["herding"], "init", slow)
+    monkeypatch.setattr(stages, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    recipe = resolve({k: v for k, v in SMALL.items() if k != "method"}, {"method.name": "herding"})
+    distill_run(recipe, toy_dataset, store, QUIET)
+    assert store.read_json("times.json")["distill_seconds"] == 7
 
 
 # --- who may start, go on, replace
@@ -247,6 +265,37 @@ def test_metrics_beyond_the_snapshot_and_a_torn_line_are_repaired_on_resume(
     assert steps_logged(store) == [1, 2, 3, 4, 5, 6]
 
 
+def test_seconds_go_on_where_the_snapshot_left_them(
+    toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        fail_at(patch, 5, lambda *_: (_ for _ in ()).throw(RunError("stop")))
+        with pytest.raises(RunError, match="stop"):
+            distill_run(small(), toy_dataset, store, QUIET)
+    store.write_json("times.json", {"distill_seconds": 100.0})  # as if the first four steps had taken long
+    distill_run(small(), toy_dataset, store, QUIET, resume=True)
+    seconds = [json.loads(line)["seconds"] for line in store.metrics.read_text().splitlines()]
+    assert seconds[3] < 100 < seconds[4] <= seconds[5] <= store.read_json("times.json")["distill_seconds"] < 200
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system cannot forget a peak")
+def test_peak_memory_is_that_of_distilling_and_the_most_over_resumes(
+    toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_peak_memory()
+    before = peak_memory_mb()
+    assert len(b"x" * (600 * 2**20)) and peak_memory_mb() >= before + 600  # an earlier method's, given back by now
+    with monkeypatch.context() as patch:
+        fail_at(patch, 5, lambda *_: (_ for _ in ()).throw(RunError("stop")))
+        with pytest.raises(RunError, match="stop"):
+            distill_run(small(), toy_dataset, store, QUIET)
+    times = store.read_json("times.json")
+    assert times["peak_memory_mb"] < before + 600
+    store.write_json("times.json", {**times, "peak_memory_mb": 5000})
+    distill_run(small(), toy_dataset, store, QUIET, resume=True)
+    assert store.read_json("times.json")["peak_memory_mb"] == 5000
+
+
 def test_a_snapshot_never_runs_ahead_of_the_metrics_on_the_disk(
     toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,6 +356,83 @@ def test_a_second_signal_stops_at_once(
     assert snapshot_step(store) == 2
 
 
+# --- a budget
+
+
+@pytest.fixture
+def step_of_thirty_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that only the steps of DSDM move."""
+    now, plain = [1000.0], DSDM.step
+
+    def slow(*given: Any) -> Any:
+        now[0] += 30
+        return plain(*given)
+
+    monkeypatch.setattr(DSDM, "step", slow)
+    monkeypatch.setattr(stages, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+
+@pytest.mark.usefixtures("step_of_thirty_seconds")
+def test_a_used_up_budget_finishes_the_set_as_it_stands_and_it_says_so(
+    toy_dataset: LabelledDataset, store: RunStore, tmp_path: Path
+) -> None:
+    cut = distill_run(small(budget__minutes=1.5, saving__keep=[2]), toy_dataset, store, QUIET)
+    assert steps_logged(store) == [1, 2, 3] and snapshot_step(store) == 3
+    assert store.read_json("times.json")["distill_seconds"] == 90
+    facts = {k: cut.provenance[k] for k in ("steps", "steps_planned", "budget_minutes", "recipe_hash")}
+    assert facts == {"steps": "3", "steps_planned": "6", "budget_minutes": "1.5", "recipe_hash": small().hash()}
+    assert SyntheticSet.load(store.distilled).provenance == cut.provenance
+    assert "budget_minutes" not in SyntheticSet.load(store.kept(2)).provenance
+    shorter = distill_run(small(saving__keep=[3]), toy_dataset, RunStore(tmp_path / "whole"), QUIET)
+    assert "budget_minutes" not in shorter.provenance
+    assert torch.equal(cut.images, SyntheticSet.load(RunStore(tmp_path / "whole").kept(3)).images)
+
+
+@pytest.mark.usefixtures("step_of_thirty_seconds")
+def test_a_budget_counts_over_resumes(
+    toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        fail_at(patch, 3, lambda *_: (_ for _ in ()).throw(RunError("stop")))
+        with pytest.raises(RunError, match="stop"):
+            distill_run(small(budget__minutes=2), toy_dataset, store, QUIET)
+    cut = distill_run(small(budget__minutes=2), toy_dataset, store, QUIET, resume=True)
+    assert cut.provenance["steps"] == "4"  # two before and two after: the lost one is not counted
+
+
+@pytest.mark.usefixtures("step_of_thirty_seconds")
+@pytest.mark.parametrize("minutes", [2.5, None])
+def test_a_larger_budget_goes_on_as_if_there_had_been_no_other(
+    minutes: float | None, toy_dataset: LabelledDataset, store: RunStore, tmp_path: Path
+) -> None:
+    cut = distill_run(small(budget__minutes=1.5), toy_dataset, store, QUIET)
+    evaluate_set(cut, toy_dataset.test, small(), store, QUIET)
+    distill_run(small(budget__minutes=minutes), toy_dataset, store, QUIET, resume=True)
+    assert list(store.scores.glob("*.json")) == []  # they were of the set before
+    other = RunStore(tmp_path / "at once")
+    distill_run(small(budget__minutes=minutes), toy_dataset, other, QUIET)
+    assert store.distilled.read_bytes() == other.distilled.read_bytes()
+
+
+@pytest.mark.usefixtures("step_of_thirty_seconds")
+@pytest.mark.parametrize(("first", "then"), [(1.5, 1.5), (1.5, 1.0), (None, 1.0), (None, 9.0)])
+def test_a_finished_run_stays_that_of_its_own_budget(
+    first: float | None, then: float, toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = distill_run(small(budget__minutes=first), toy_dataset, store, QUIET)
+    monkeypatch.setattr(DSDM, "step", lambda *_: pytest.fail("a step was taken"))
+    again = distill_run(small(budget__minutes=then), toy_dataset, store, QUIET, resume=True)
+    assert again.provenance == made.provenance
+    assert read_run_recipe(store).budget.minutes == first
+
+
+def test_a_budget_that_is_not_used_up_leaves_the_same_bytes(
+    toy_dataset: LabelledDataset, store: RunStore, tmp_path: Path
+) -> None:
+    distill_run(small(budget__minutes=60), toy_dataset, store, QUIET)
+    assert store.distilled.read_bytes() == uninterrupted(toy_dataset, tmp_path, small())
+
+
 # --- the pool
 
 
@@ -362,6 +488,15 @@ def test_a_finished_score_is_kept_and_only_missing_networks_are_trained(
     assert three.scores[:2] == two.scores
 
 
+def test_progress_counts_the_networks_whose_scores_are_kept(
+    toy_dataset: LabelledDataset, toy_set: SyntheticSet, store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate_set(toy_set, toy_dataset.test, small(), store, QUIET)
+    evaluate_set(toy_set, toy_dataset.test, small(evaluation__nets=3), store, Reporter())
+    shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("evaluate ")]
+    assert [line.partition(",")[0] for line in shown] == ["evaluate 3/3"]
+
+
 def test_a_score_of_another_set_is_not_reused(
     toy_dataset: LabelledDataset, toy_set: SyntheticSet, store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,6 +535,29 @@ def test_a_damaged_score_is_one_clear_line(
     path.write_text(path.read_text()[:40])
     with pytest.raises(DataError, match=r"damaged score .*; delete it to evaluate again"):
         evaluate_set(toy_set, toy_dataset.test, small(evaluation__nets=1), store, QUIET)
+
+
+# --- the sets on the way
+
+
+def test_kept_sets_are_scored_like_the_final_one_and_lie_apart_from_it(
+    toy_dataset: LabelledDataset, store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small(saving__keep=[2, 4, 6])
+    final = evaluate_set(distill_run(recipe, toy_dataset, store, QUIET), toy_dataset.test, recipe, store, QUIET)
+    evaluate_kept(recipe, toy_dataset.test, store, QUIET)
+    found = {step: sorted(store.kept_scores(step).glob("*.json")) for step in (0, 2, 4, 6)}
+    assert [len(paths) for paths in found.values()] == [2, 2, 2, 0]  # step 6 is the final set
+    assert len(list(store.scores.glob("*.json"))) == 2
+    alone = evaluate_set(SyntheticSet.load(store.kept(4)), toy_dataset.test, recipe, RunStore(tmp_path / "b"), QUIET)
+    accuracies = {json.loads(path.read_text())["accuracy"] for path in found[4]}
+    assert accuracies == {score.accuracy for score in alone.scores}
+    assert [json.loads(path.read_text())["seed"] for path in found[0]] == sorted(
+        (score.seed for score in final.scores), key=lambda seed: f"{seed:016x}"
+    )
+    seeds = counted(monkeypatch)
+    evaluate_kept(recipe, toy_dataset.test, store, QUIET)
+    assert seeds == []
 
 
 # --- a real process

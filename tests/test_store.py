@@ -172,7 +172,7 @@ def fill(store: RunStore, data: LabelledDataset) -> None:
     store.write_snapshot({"step": torch.tensor(3)})
     for path in (store.distilled, store.initial, store.kept(2)):
         store.write_set(path, toy_set(data))
-    for name in ("env.json", "times.json", "scores/convnet-dsdm-1-0.json"):
+    for name in ("env.json", "times.json", "failure.json", "scores/convnet-dsdm-1-0.json", "scores/kept/000002/x.json"):
         store.write_json(name, {})
     store.metrics.write_text("{}\n")
     for path in (store.preview, store.root / "report.html"):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import Interrupted, PotstillError, UsageError
+from .errors import Interrupted, PotstillError, RunError, UsageError
 
 if TYPE_CHECKING:
     from .config import Recipe
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from .spec import LabelledDataset
     from .synthetic import SyntheticSet
 
-EXIT_CODES = """exit codes: 0 done, 1 the run failed, 2 usage or recipe error, 3 data missing or damaged,
-4 a missing extra (named), 130 interrupted (resumable)"""
+EXIT_CODES = """exit codes: 0 done, 1 the run failed (of compare: one or more; a row says why),
+2 usage or recipe error, 3 data missing or damaged, 4 a missing extra (named), 130 interrupted (resumable)"""
 
 #: Option -> recipe key.
 SHORT_KEYS = {
@@ -43,6 +43,7 @@ SHORT_KEYS = {
     "protocol": "evaluation.protocol",
     "epochs": "evaluation.epochs",
     "keep_snapshots": "saving.keep",
+    "budget_minutes": "budget.minutes",
 }
 
 
@@ -173,6 +174,27 @@ def _compare_parser(verbs: Any) -> None:
         "--out", type=Path, required=True, metavar="DIR", help="folder for the runs; the same call goes on"
     )
     parser.add_argument("--overwrite", action="store_true", help="start every run anew")
+    parser.add_argument(
+        "--budget-minutes",
+        type=float,
+        metavar="M",
+        help="distilling time of each run, pool excluded; then its set is finished as it stands, also where a decay of "
+        "the learning rate has not come to its end",
+    )
+    parser.add_argument("--keep-snapshots", type=_integers, metavar="N,N", help="steps whose sets are kept for --curve")
+    parser.add_argument(
+        "--curve",
+        action="store_true",
+        help="also score the kept sets and those before the first step, for the report's figure of accuracy against "
+        "core-minutes (each costs as much as a final set's scores)",
+    )
+    parser.add_argument(
+        "--full-data",
+        type=_count,
+        metavar="EPOCHS",
+        help="also train the evaluation networks on the whole training split, for EPOCHS epochs, and show each row's "
+        "share of their accuracy (costs nets x EPOCHS passes over the split)",
+    )
     _add_evaluation(parser)
     _add_places(parser)
     _add_runtime(parser)
@@ -261,7 +283,10 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
 
 def run_compare(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
     from .report import collect, terminal_table
+    from .report.cost import curves_to_json
     from .report.tables import rows_to_json
     from .run.compare import compare
 
@@ -277,15 +302,19 @@ def run_compare(options: argparse.Namespace) -> None:
         reporter=_reporter(options),
         cache=options.cache_dir,
         overwrite=options.overwrite,
+        full_data_epochs=options.full_data,
+        curve=options.curve,
     )
-    failures = [{"method": o.method, "ipc": o.ipc, "seed": o.seed, "failure": o.failure} for o in outcomes if o.failure]
-    rows = collect(options.out)
+    failures = {outcome.folder: outcome.failure for outcome in outcomes if outcome.failure}
+    # A run that another process or recipe holds is not ours to write a note into.
+    records = [replace(run, failure=failures.get(run.folder, run.failure)) for run in collect(options.out)]
     if options.json:
-        print(json.dumps({"schema_version": 1, "rows": rows_to_json(rows), "failures": failures}, indent=2))
-        return
-    terminal_table(rows)
-    for failure in failures:
-        print(f"{failure['method']} ipc {failure['ipc']} seed {failure['seed']}: failed: {failure['failure']}")
+        document = {"schema_version": 1, "rows": rows_to_json(records), "curves": curves_to_json(records)}
+        print(json.dumps(document, indent=2))
+    else:
+        terminal_table(records)
+    if failures:
+        raise RunError(f"{len(failures)} of {len(outcomes)} runs failed, see the table; the same call tries them again")
 
 
 def run_pretrain(options: argparse.Namespace) -> None:
@@ -315,15 +344,16 @@ def run_export(options: argparse.Namespace) -> None:
 
 def run_report(options: argparse.Namespace) -> None:
     from .report import collect, write_report
+    from .report.cost import curves_to_json
     from .report.tables import rows_to_json, to_csv, to_markdown
 
     if options.format == "html":
         path = write_report(options.folder)
         _print(options, {"report": str(path)}, str(path))
         return
-    rows = collect(options.folder)
-    text = to_markdown(rows) if options.format == "markdown" else to_csv(rows)
-    _print(options, {"rows": rows_to_json(rows)}, text)
+    records = collect(options.folder)
+    text = to_markdown(records) if options.format == "markdown" else to_csv(records)
+    _print(options, {"rows": rows_to_json(records), "curves": curves_to_json(records)}, text)
 
 
 def run_list(options: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ become its `method` section. Types are checked by jsonargparse against the datac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from hashlib import blake2b
@@ -99,6 +100,20 @@ class SavingConfig:
 
 
 @dataclass(frozen=True)
+class BudgetConfig:
+    """What distilling may take: minutes of its own, over all resumes, without the pool; None for all steps.
+
+    A decay planned over all steps is cut where the budget ends, not shortened.
+    """
+
+    minutes: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        return math.inf if self.minutes is None else 60 * self.minutes
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A resolved run. `method` is the method's own frozen config; `name` and `fidelity` say how it was found."""
 
@@ -114,6 +129,7 @@ class Recipe:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     saving: SavingConfig = field(default_factory=SavingConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """The nested dictionary that `resolve` reads back to an equal recipe."""
@@ -125,9 +141,13 @@ class Recipe:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     def hash(self) -> str:
-        """Address of everything that determines the synthetic set (not of how it is scored or snapshots are kept)."""
+        """Address of everything that determines the synthetic set (not of how it is scored or snapshots are kept).
+
+        Where a budget ends depends on the machine: it cuts the sequence of sets that this addresses, and the set says
+        at which step.
+        """
         record = self.to_dict()
-        del record["evaluation"], record["saving"]
+        del record["evaluation"], record["saving"], record["budget"]
         return blake2b(yaml.safe_dump(record).encode(), digest_size=6).hexdigest()
 
     def build_method(self) -> Method[Any]:
@@ -300,6 +320,8 @@ def _check_ranges(recipe: Recipe) -> None:
         raise UsageError(f"ipc={recipe.ipc}: need at least 1 image per class")
     if recipe.saving.every < 1:
         raise UsageError(f"saving.every={recipe.saving.every}: need at least 1 step")
+    if recipe.budget.minutes is not None and not 0 < recipe.budget.minutes < math.inf:
+        raise UsageError(f"budget.minutes={recipe.budget.minutes:g}: need a number of minutes above 0")
     if recipe.pool.members < 1:
         raise UsageError(f"pool.members={recipe.pool.members}: need at least 1 network")
     for name, value in (("threads", recipe.runtime.threads), ("chunk", recipe.runtime.chunk)):

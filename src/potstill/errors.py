@@ -41,3 +41,9 @@ class Interrupted(PotstillError):
     """SIGINT or SIGTERM arrived; a snapshot has been written and the run can be resumed."""
 
     exit_code = 130
+
+
+def reason(error: Exception) -> str:
+    """One line on what went wrong: our own message, or the kind and message of an error we did not foresee."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, PotstillError) else f"{type(error).__name__}: {text}"

@@ -17,7 +17,7 @@ from .errors import UsageError
 from .networks import build_network
 from .runtime import Runtime
 from .seeding import derive
-from .spec import Split
+from .spec import DatasetSpec, Split
 from .synthetic import SyntheticSet
 from .training import Schedule, accuracy, fit
 
@@ -133,7 +133,8 @@ def protocol_schedule(protocol: str, epochs: int | None = None) -> Schedule:
 
 
 def evaluate_once(
-    synthetic: SyntheticSet,
+    train: Split,
+    spec: DatasetSpec,
     test: Split,
     *,
     network: str,
@@ -143,9 +144,8 @@ def evaluate_once(
     epochs: int | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> Score:
-    """Train one fresh network on the decoded set and score it on `test` after the last epoch."""
+    """Train one fresh network on `train`, a decoded set or real data, and score it on `test` after the last epoch."""
     schedule = protocol_schedule(protocol, epochs)
-    spec = synthetic.spec
     started = time.perf_counter()
     losses: list[float] = []
 
@@ -155,7 +155,7 @@ def evaluate_once(
             on_epoch(epoch, loss)
 
     net = build_network(network, spec, derive(seed, "evaluate"))
-    fit(net, synthetic.decoded(), spec, schedule, runtime, seed=derive(seed, "evaluate"), on_epoch=keep)
+    fit(net, train, spec, schedule, runtime, seed=derive(seed, "evaluate"), on_epoch=keep)
     score = accuracy(net, test, spec, runtime)
     return Score(network, protocol, schedule.epochs, seed, score, losses[-1], time.perf_counter() - started)
 
@@ -207,7 +207,8 @@ def evaluate_all(
     epochs: int | None = None,
 ) -> Iterable[Score]:
     """One score per seed, as they come."""
+    samples, spec = synthetic.decoded(), synthetic.spec
     for seed in seeds:
         yield evaluate_once(
-            synthetic, test, network=network, protocol=protocol, seed=seed, runtime=runtime, epochs=epochs
+            samples, spec, test, network=network, protocol=protocol, seed=seed, runtime=runtime, epochs=epochs
         )

@@ -66,7 +66,7 @@ class Pool:
     Attributes:
         network: name of the architecture, see `networks`.
         members: weights by parameter name, fp32 on the CPU.
-        seconds: what training the runs took, whenever that was.
+        seconds: what training the runs took from nothing, whenever that was; core_seconds: times its threads.
         digests: the members' content addresses, in the same order.
     """
 
@@ -74,6 +74,7 @@ class Pool:
     members: Sequence[Mapping[str, Tensor]]
     digests: Sequence[str]
     seconds: float = 0.0
+    core_seconds: float = 0.0
     metadata: Sequence[Mapping[str, str]] = field(default_factory=tuple)
 
     def __len__(self) -> int:
@@ -114,7 +115,7 @@ def pretrain(
     weights: list[Mapping[str, Tensor]] = []
     digests: list[str] = []
     metadata: list[Mapping[str, str]] = []
-    seconds = 0.0
+    seconds = core_seconds = 0.0
     for run in range(members):
         keys = [_key(spec, network, schedule, derive(seed, "pool", run), epoch) for epoch in epochs]
         paths = [cache / f"{key.digest()}.safetensors" for key in keys]
@@ -127,9 +128,11 @@ def pretrain(
             tensors, facts = read_member(path)
             weights.append(tensors)
             metadata.append(facts)
-        seconds += float(metadata[-1].get("seconds", 0))  # the last epoch's clock holds the whole run
+        took = float(metadata[-1].get("seconds", 0))  # the last epoch's clock holds the whole run
+        seconds += took
+        core_seconds += took * int(metadata[-1].get("threads", runtime.threads))
         digests += [key.digest() for key in keys]
-    return Pool(network, tuple(weights), tuple(digests), seconds, tuple(metadata))
+    return Pool(network, tuple(weights), tuple(digests), seconds, core_seconds, tuple(metadata))
 
 
 def untrained(spec: DatasetSpec, *, network: str = "convnet", members: int = 3, seed: int = 0) -> Pool:
@@ -183,6 +186,7 @@ def _train_run(
                     "loss": f"{loss:.6f}",
                     "train_accuracy": f"{_sampled_accuracy(network, train, spec, runtime):.4f}",
                     "runtime": runtime.describe(),
+                    "threads": str(runtime.threads),
                 }
                 halves = {n: v.detach().half().cpu().contiguous() for n, v in network.state_dict().items()}
                 write_atomically(path, save(halves, facts))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from .curves import loss_curves
+from .cost import CostCurve, cost_curves
+from .curves import cost_figure, loss_curves
 from .grid import before_after, image_grid, save_preview
 from .page import render_report, write_report
 from .rows import Row, RunRecord, collect, make_rows, read_run
 from .tables import rich_table, rows_to_json, terminal_table, to_csv, to_markdown
 
 __all__ = [
+    "CostCurve",
     "Row",
     "RunRecord",
     "before_after",
     "collect",
+    "cost_curves",
+    "cost_figure",
     "image_grid",
     "loss_curves",
     "make_rows",

@@ -1,13 +1,16 @@
-"""Loss curves as SVG, drawn from the stored metrics alone. Figures are objects of their own: no pyplot, no state."""
+"""Curves as SVG, drawn from what is stored alone. Figures are objects of their own: no pyplot, no state."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import StringIO
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from .cost import CostCurve
 
 #: Keys of a line of metrics that are no terms of the loss.
 NOT_TERMS = frozenset({"step", "network", "seconds", "spread"})
@@ -38,15 +41,10 @@ def loss_curves(metrics: Sequence[Mapping[str, Any]]) -> str:
         A stand-alone SVG without a date; the same metrics give the same text. Lines and letters take the colour of
         the text around them.
     """
-    import matplotlib.style
     from matplotlib.figure import Figure
 
-    settings = {"svg.hashsalt": "potstill", "svg.fonttype": "none", "font.size": 10, "lines.linewidth": 1.5}
-    colours = {f"{part}.color": _INK for part in ("text", "xtick", "ytick", "grid")}
-    settings |= colours | {"axes.edgecolor": _INK, "axes.labelcolor": _INK, "grid.alpha": 0.2}
     window = smoothing_window(len(metrics))
-    # The defaults first: a user's own matplotlibrc must not change the picture.
-    with matplotlib.style.context(["default", settings]):
+    with _style():
         panels = 2 if _series(metrics, "spread")[0] else 1
         figure = Figure(figsize=(5.4, 3.3 if panels == 1 else 4.8), layout="constrained")
         axes = figure.subplots(panels, 1, sharex=True, squeeze=False, height_ratios=(2, 1)[:panels])[:, 0]
@@ -54,10 +52,66 @@ def loss_curves(metrics: Sequence[Mapping[str, Any]]) -> str:
         if panels == 2:
             _draw_spread(axes[1], metrics, window)
         axes[-1].set_xlabel(_step_label(window))
-        buffer = StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+        return _svg(figure)
+
+
+def cost_figure(curves: Sequence[CostCurve], labels: Sequence[str]) -> str:
+    """Accuracy against core-minutes from nothing, a line with bars of one standard deviation for each curve.
+
+    Args:
+        labels: what the lines are called in the legend.
+    Returns:
+        A stand-alone SVG, as `loss_curves`.
+    """
+    from matplotlib.figure import Figure
+
+    with _style():
+        figure = Figure(figsize=(5.4, 3.3), layout="constrained")
+        axes = figure.subplots()
+        for i, (curve, label) in enumerate(zip(curves, labels, strict=True)):
+            axes.errorbar(
+                [point.core_minutes for point in curve.points],
+                [100 * point.mean for point in curve.points],
+                yerr=[100 * (point.std or 0.0) for point in curve.points],
+                color=COLOURS[1:][i % len(COLOURS[1:])],
+                label=label,
+                marker="o",
+                markersize=3,
+                elinewidth=0.8,
+                capsize=2,
+            )
+        axes.set_xlim(left=0)
+        axes.set_xlabel("core-minutes from nothing (pool and distilling)")
+        axes.set_ylabel("accuracy, %")
+        axes.grid(True)
+        _legend(axes, len(curves))
+        return _svg(figure)
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Our settings alone: a user's own matplotlibrc must not change the picture."""
+    import matplotlib.style
+
+    settings = {"svg.hashsalt": "potstill", "svg.fonttype": "none", "font.size": 10, "lines.linewidth": 1.5}
+    colours = {f"{part}.color": _INK for part in ("text", "xtick", "ytick", "grid")}
+    settings |= colours | {"axes.edgecolor": _INK, "axes.labelcolor": _INK, "grid.alpha": 0.2}
+    with matplotlib.style.context(["default", settings]):
+        yield
+
+
+def _svg(figure: Any) -> str:
+    buffer = StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     return buffer.getvalue().replace(_INK, "currentColor")
+
+
+def _legend(axes: Any, entries: int) -> None:
+    """Above the axes, where it hides nothing."""
+    columns = 4 if entries <= 4 else 3
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "frameon": False}
+    axes.legend(ncols=columns, handlelength=1.2, columnspacing=1.2, **place)
 
 
 def smoothing_window(count: int) -> int:
@@ -85,15 +139,7 @@ def _draw_terms(axes: Any, metrics: Sequence[Mapping[str, Any]], window: int) ->
     axes.grid(True)
     if drawn:
         axes.set_yscale("log")
-        columns = 4 if drawn <= 4 else 3
-        axes.legend(
-            loc="lower center",
-            bbox_to_anchor=(0.5, 1),
-            ncols=columns,
-            frameon=False,
-            handlelength=1.2,
-            columnspacing=1.2,
-        )
+        _legend(axes, drawn)
 
 
 def _draw_spread(axes: Any, metrics: Sequence[Mapping[str, Any]], window: int) -> None:

@@ -15,9 +15,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ..errors import DataError
 from ..files import write_atomically
 from ..synthetic import SyntheticSet
-from .curves import loss_curves
+from .cost import CostCurve, cost_curves
+from .curves import cost_figure, loss_curves
 from .grid import image_grid, png
-from .rows import RunRecord, collect, group_runs, make_rows
+from .rows import FULL_DATA_ROW, RunRecord, collect, group_runs, make_rows
 from .tables import shown_table
 from .words import describe_missing, describe_protocol, describe_results, describe_runs, describe_title
 
@@ -38,7 +39,7 @@ class Picture(NamedTuple):
 
 
 class CurveFigure(NamedTuple):
-    """Loss curves of one run as an inline SVG."""
+    """Curves as an inline SVG."""
 
     caption: str
     svg: str
@@ -97,17 +98,32 @@ def render_report(records: Sequence[RunRecord]) -> str:
         pictures=[picture for record in shown for picture in _pictures(record, _label(record, shown))],
         classes=_classes(shown),
         most_classes=MOST_CLASSES,
+        full_data=any(row.method == FULL_DATA_ROW for row in rows),
         curves=[
             CurveFigure(_label(record, shown), _inline(loss_curves(record.metrics), f"c{i}-"))
             for i, record in enumerate(shown)
             if record.metrics
         ],
+        costs=_cost_figures(cost_curves(records)),
         protocols=[
             describe_protocol(*used)
             for used in sorted({(r.protocol, r.epochs) for r in rows if r.protocol and r.epochs})
         ],
         runs=[_details(record) for record in records],
     )
+
+
+def _cost_figures(curves: Sequence[CostCurve]) -> list[CurveFigure]:
+    """A figure for each data set, IPC and way of scoring."""
+    figures = []
+    for i, subject in enumerate(dict.fromkeys(curve.subject for curve in curves)):
+        dataset, ipc, network, protocol, epochs = subject
+        drawn = [curve for curve in curves if curve.subject == subject]
+        methods = [curve.method for curve in drawn]
+        labels = [c.method if methods.count(c.method) == 1 else f"{c.method} ({c.runs[0]})" for c in drawn]
+        caption = f"{dataset}, IPC {ipc}: {network}, protocol {protocol}, {epochs:,} epochs"
+        figures.append(CurveFigure(caption, _inline(cost_figure(drawn, labels), f"a{i}-")))
+    return figures
 
 
 def typeset(text: str) -> str:

@@ -14,16 +14,22 @@ from typing import Any
 import yaml
 
 from ..errors import DataError
+from ..run.store import FULL_DATA, RunStore
 from ..synthetic import Factor, SyntheticSet
 
 SCHEMA_VERSION = 1
 #: The rows that a gain is counted from; the first keeps whole images, the second is the undistilled mosaic.
 RANDOM_METHODS = ("random", "random_mix")
+#: What the row of networks trained on the whole training split is called.
+FULL_DATA_ROW = "full data"
 
 
 @dataclass(frozen=True)
 class StoredScore:
-    """One evaluation as it lies in `scores/`: one network at its last epoch. `accuracy` is a share, 0..1."""
+    """One evaluation as it lies in `scores/`: one network at its last epoch. `accuracy` is a share, 0..1.
+
+    `set_hash` is of the set's content; of the full data it is the fingerprint.
+    """
 
     network: str
     protocol: str
@@ -34,6 +40,20 @@ class StoredScore:
     recipe_hash: str = ""
     device: str = ""
     commit: str = ""
+    numbers_stored: int | None = None
+
+    @property
+    def terms(self) -> tuple[str, str, int]:
+        """What scores must share to be pooled."""
+        return self.network, self.protocol, self.epochs
+
+
+@dataclass(frozen=True)
+class FullData:
+    """What networks scored that were trained on the whole training split: a comparison's yardstick."""
+
+    scores: tuple[StoredScore, ...] = ()
+    failure: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +65,9 @@ class RunRecord:
         environment, times: `env.json` and `times.json`.
         metrics: lines of `metrics.jsonl`.
         distilled, initial: the set, and the set before the first step.
+        failure: why the last attempt failed, in one line; "" where it did not.
+        kept_scores: of the sets that were kept on the way, by their steps.
+        full_data: as it lies beside the run's folder.
     """
 
     folder: Path
@@ -56,6 +79,9 @@ class RunRecord:
     scores: tuple[StoredScore, ...] = ()
     distilled: SyntheticSet | None = None
     initial: SyntheticSet | None = None
+    failure: str = ""
+    kept_scores: dict[int, tuple[StoredScore, ...]] = field(default_factory=dict)
+    full_data: FullData = FullData()
 
     @property
     def name(self) -> str:
@@ -102,6 +128,19 @@ class RunRecord:
         return int(self.metrics[-1]["step"]) if self.metrics else 0
 
     @property
+    def budget_minutes(self) -> float | None:
+        return (self.config.get("budget") or {}).get("minutes")
+
+    @property
+    def stopped(self) -> str:
+        """Where a budget cut the run short, in words; "" where it did not."""
+        facts = self.distilled.provenance if self.distilled else {}
+        if "budget_minutes" not in facts:
+            return ""
+        done, planned = int(facts["steps"]), int(facts["steps_planned"])
+        return f"after {done:,} of {planned:,} steps by its budget of {facts['budget_minutes']} min"
+
+    @property
     def recipe_hash(self) -> str:
         hashes = [*(s.recipe_hash for s in self.scores), str(self.environment.get("recipe_hash") or "")]
         return _joined(hashes)
@@ -109,10 +148,10 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a results table: a method under one network, protocol and number of epochs.
+    """One line of a results table: a method under one network, protocol and number of epochs, or the full data.
 
     Attributes:
-        factor: (rows, columns) of the partition.
+        ipc, factor: stored images per class, and (rows, columns) of their partition; None for the full data.
         network, protocol, epochs: None where nothing has been evaluated yet.
         mean: accuracy at the last epoch over all networks, a share 0..1.
         std: sample standard deviation over all networks; None for one.
@@ -121,16 +160,22 @@ class Row:
         nets_per_set: networks that each set was scored by.
         numbers_stored: per set.
         pool_seconds: the longest of the runs (later ones found the pool made); distill_seconds: mean over runs.
+        peak_memory_mb: of the process while distilling, the most over runs.
         gain: `mean` less the better Random row's, a share; None for Random itself and where there is no such row.
         device, commit: of the evaluations; like recipe_hash they list all there are, separated by commas.
+        share: `mean` as a share of the full data's, under the same network and protocol; None where that is unknown.
+        steps_done: the fewest of the runs; steps_planned: of each, None for a method without steps.
+        budget_minutes: what distilling was limited to.
+        stopped: where a budget cut runs short, "" where none did.
+        failure: why runs failed, "" where none did; both with the seed in front where the row is of several runs.
         runs: names of the folders.
     """
 
     method: str
     dataset: str
     fingerprint: str
-    ipc: int
-    factor: Factor
+    ipc: int | None
+    factor: Factor | None
     network: str | None = None
     protocol: str | None = None
     epochs: int | None = None
@@ -142,10 +187,17 @@ class Row:
     numbers_stored: int | None = None
     pool_seconds: float | None = None
     distill_seconds: float | None = None
+    peak_memory_mb: float | None = None
     recipe_hash: str = ""
     device: str = ""
     commit: str = ""
     gain: float | None = None
+    share: float | None = None
+    steps_done: int | None = None
+    steps_planned: int | None = None
+    budget_minutes: float | None = None
+    stopped: str = ""
+    failure: str = ""
     runs: tuple[str, ...] = ()
 
     @property
@@ -162,6 +214,11 @@ class Row:
         """n_sets x n_nets, as it is always shown."""
         most = max(self.nets_per_set)
         return f"{self.n_sets} x {self.n_nets}" + (f"-{most}" if most > self.n_nets else "")
+
+    @property
+    def partition(self) -> str:
+        """The factor as "2 x 2", "" where there is none."""
+        return "{} x {}".format(*self.factor) if self.factor else ""
 
     def to_json(self) -> dict[str, Any]:
         record = asdict(self)
@@ -199,18 +256,21 @@ def read_run(folder: str | Path) -> RunRecord:
     Raises:
         DataError: no `config.yaml`, or a damaged file; the message names file and line.
     """
-    folder = Path(folder)
-    config, text = _read_config(folder / "config.yaml")
+    store = RunStore(folder)
+    config, text = _read_config(store.config)
     return RunRecord(
-        folder=folder,
+        folder=store.root,
         config=config,
         config_text=text,
-        environment=_read_optional(folder / "env.json"),
-        times=_read_optional(folder / "times.json"),
-        metrics=_read_metrics(folder / "metrics.jsonl"),
-        scores=_read_scores(folder / "scores"),
-        distilled=_load_optional(folder / "synthetic" / "distilled.safetensors"),
-        initial=_load_optional(folder / "synthetic" / "initial.safetensors"),
+        environment=_read_optional(store.root / "env.json"),
+        times=_read_optional(store.root / "times.json"),
+        metrics=_read_metrics(store.metrics),
+        scores=_read_scores(store.scores),
+        distilled=_load_optional(store.distilled),
+        initial=_load_optional(store.initial),
+        failure=_read_failure(store),
+        kept_scores={step: _read_scores(store.kept_scores(step)) for step in store.kept_sets()},
+        full_data=_read_full_data(RunStore(store.root.parent / FULL_DATA)),
     )
 
 
@@ -221,8 +281,9 @@ def group_runs(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
     """
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
-        same = {k: v for k, v in record.config.items() if k not in ("seed", "evaluation", "saving")}
-        key = json.dumps([same, record.dataset, record.fingerprint], sort_keys=True, default=str)
+        same = {k: v for k, v in record.config.items() if k not in ("seed", "evaluation", "saving", "budget")}
+        subject = [record.budget_minutes, record.dataset, record.fingerprint]
+        key = json.dumps([same, *subject], sort_keys=True, default=str)
         groups.setdefault(key, []).append(record)
     return sorted(groups.values(), key=lambda group: (_subject(group[0]), _rank(group[0].method), group[0].name))
 
@@ -232,8 +293,11 @@ def make_rows(records: Iterable[RunRecord]) -> list[Row]:
 
     A set is known by its hash and a network by its seed, so that a copied folder or a score stored twice counts once.
     """
-    rows = [row for group in group_runs(records) for row in _rows_of_group(group)]
-    return sorted((replace(row, gain=_gain(row, rows)) for row in rows), key=_order)
+    records = list(records)
+    if not records:
+        return []
+    rows = [row for group in group_runs(records) for row in _rows_of_group(group)] + _rows_of_full_data(records)
+    return sorted((replace(row, gain=_gain(row, rows), share=_share(row, rows)) for row in rows), key=_order)
 
 
 def better_random(row: Row, rows: Iterable[Row]) -> Row | None:
@@ -249,6 +313,24 @@ def _gain(row: Row, rows: Iterable[Row]) -> float | None:
     return None if rival is None or rival.mean is None or row.mean is None else row.mean - rival.mean
 
 
+def full_data_of(row: Row, rows: Iterable[Row]) -> Row | None:
+    """The full data's row that `row` is a share of: that of the longest training, should there be several."""
+    if row.method == FULL_DATA_ROW or row.mean is None:
+        return None
+    same = [r for r in rows if r.method == FULL_DATA_ROW and r.mean and _content(r) == _content(row)]
+    return max(same, key=lambda r: r.epochs or 0, default=None)
+
+
+def _share(row: Row, rows: Iterable[Row]) -> float | None:
+    full = full_data_of(row, rows)
+    return None if full is None or full.mean is None or row.mean is None else row.mean / full.mean
+
+
+def _content(row: Row) -> tuple[Any, ...]:
+    """What a row and the full data's must share; the full data need fewer epochs."""
+    return row.fingerprint, row.network, row.protocol
+
+
 def _terms(row: Row) -> tuple[Any, ...]:
     """What two rows must share to be compared."""
     return row.dataset, row.fingerprint, row.ipc, row.network, row.protocol, row.epochs
@@ -259,8 +341,9 @@ def _order(row: Row) -> tuple[Any, ...]:
     return _subject(row), measured, _rank(row.method), row.runs
 
 
-def _subject(item: Row | RunRecord) -> tuple[str, str, int]:
-    return item.dataset, item.fingerprint, item.ipc
+def _subject(item: Row | RunRecord) -> tuple[Any, ...]:
+    """Data set and IPC, by which tables are ordered; the full data close their data set."""
+    return item.dataset, item.ipc is None, item.ipc or 0, not item.fingerprint, item.fingerprint
 
 
 def _rank(method: str) -> tuple[int, str]:
@@ -272,36 +355,79 @@ def _rows_of_group(group: Sequence[RunRecord]) -> list[Row]:
     measured: dict[tuple[str, str, int], dict[str, dict[int, StoredScore]]] = {}
     for record in group:
         for score in record.scores:
-            sets = measured.setdefault((score.network, score.protocol, score.epochs), {})
+            sets = measured.setdefault(score.terms, {})
             sets.setdefault(score.set_hash or record.name, {})[score.seed] = score
-    if not measured:
-        return [_row_of_runs(group)]
-    return [_scored_row(group, terms, sets) for terms, sets in measured.items()]
+    rows = [_scored_row(group, terms, sets) for terms, sets in measured.items()] or [_row_of_runs(group)]
+    stopped, failure = _told(group, "stopped"), _told(group, "failure")
+    return [replace(row, stopped=stopped, failure=failure) for row in rows]
+
+
+def _told(group: Sequence[RunRecord], fact: str) -> str:
+    """What runs say in the attribute `fact`, with their seeds where there are several."""
+    told = {str(record.config.get("seed")): getattr(record, fact) for record in group if getattr(record, fact)}
+    return "; ".join(text if len(group) == 1 else f"seed {seed}: {text}" for seed, text in told.items())
 
 
 def _scored_row(
     group: Sequence[RunRecord], terms: tuple[str, str, int], sets: dict[str, dict[int, StoredScore]]
 ) -> Row:
     network, protocol, epochs = terms
-    runs = [r for r in group if any((s.network, s.protocol, s.epochs) == terms for s in r.scores)]
+    runs = [r for r in group if any(s.terms == terms for s in r.scores)]
     scores = [score for nets in sets.values() for score in nets.values()]
-    shares = [score.accuracy for score in scores]
-    per_set = [[score.accuracy for score in nets.values()] for nets in sets.values()]
-    within = [(len(values) - 1, variance(values)) for values in per_set if len(values) > 1]
-    freedom = sum(count for count, _ in within)
     return replace(
         _row_of_runs(runs),
         network=network,
         protocol=protocol,
         epochs=epochs,
-        mean=fmean(shares),
-        std=stdev(shares) if len(shares) > 1 else None,
-        std_sets=stdev([fmean(values) for values in per_set]) if len(per_set) > 1 else None,
-        std_nets=math.sqrt(sum(count * spread for count, spread in within) / freedom) if freedom else None,
-        nets_per_set=tuple(len(values) for values in per_set),
         recipe_hash=_joined(s.recipe_hash for s in scores) or _joined(r.recipe_hash for r in runs),
         device=_joined(s.device for s in scores),
         commit=_joined(s.commit for s in scores),
+        **statistics_of([[score.accuracy for score in nets.values()] for nets in sets.values()]),
+    )
+
+
+def statistics_of(per_set: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """A row's mean and deviations from the accuracies of each set's networks."""
+    shares = [share for values in per_set for share in values]
+    within = [(len(values) - 1, variance(values)) for values in per_set if len(values) > 1]
+    freedom = sum(count for count, _ in within)
+    return {
+        "mean": fmean(shares),
+        "std": stdev(shares) if len(shares) > 1 else None,
+        "std_sets": stdev([fmean(values) for values in per_set]) if len(per_set) > 1 else None,
+        "std_nets": math.sqrt(sum(count * spread for count, spread in within) / freedom) if freedom else None,
+        "nets_per_set": tuple(len(values) for values in per_set),
+    }
+
+
+def _rows_of_full_data(records: Sequence[RunRecord]) -> list[Row]:
+    """A row for each number of epochs (network, protocol) of the data sets that the runs are of."""
+    names = {record.fingerprint: record.dataset for record in records if record.fingerprint}
+    failure = _joined(record.full_data.failure for record in records)
+    measured: dict[tuple[Any, ...], dict[int, StoredScore]] = {}
+    for score in (score for record in records for score in record.full_data.scores):
+        if score.set_hash in names:
+            measured.setdefault((score.set_hash, *score.terms), {})[score.seed] = score
+    plain = Row(FULL_DATA_ROW, records[0].dataset, records[0].fingerprint, None, None, failure=failure)
+    if not measured:
+        return [plain] if failure else []
+    return [_full_data_row(plain, names, list(nets.values())) for nets in measured.values()]
+
+
+def _full_data_row(plain: Row, names: dict[str, str], scores: Sequence[StoredScore]) -> Row:
+    first = scores[0]
+    return replace(
+        plain,
+        dataset=names[first.set_hash],
+        fingerprint=first.set_hash,
+        network=first.network,
+        protocol=first.protocol,
+        epochs=first.epochs,
+        numbers_stored=first.numbers_stored,
+        device=_joined(s.device for s in scores),
+        commit=_joined(s.commit for s in scores),
+        runs=(FULL_DATA,),
+        **statistics_of([[score.accuracy for score in scores]]),
     )
 
 
@@ -319,6 +445,10 @@ def _row_of_runs(runs: Sequence[RunRecord]) -> Row:
         numbers_stored=first.numbers_stored,
         pool_seconds=max(pool, default=None),
         distill_seconds=fmean(distill) if distill else None,
+        peak_memory_mb=max(_times(runs, "peak_memory_mb"), default=None),
+        steps_done=min(r.steps_done for r in runs) if first.steps_planned else None,
+        steps_planned=first.steps_planned,
+        budget_minutes=first.budget_minutes,
         recipe_hash=_joined(r.recipe_hash for r in runs),
         runs=tuple(r.name for r in runs),
     )
@@ -398,15 +528,26 @@ def _metric(text: str, path: Path, line: int) -> dict[str, Any]:
     return record
 
 
-def _read_scores(folder: Path) -> tuple[StoredScore, ...]:
-    if not folder.is_dir():
-        return ()
+def _read_failure(store: RunStore) -> str:
+    return str(_read_optional(store.failure).get("reason", ""))
+
+
+def _read_full_data(store: RunStore) -> FullData:
+    return FullData(_scores_in(store.scores), _read_failure(store))
+
+
+def _scores_in(folder: Path) -> tuple[StoredScore, ...]:
     paths = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
-    scores = tuple(_score(_parse_object(_read_text(path), path), path) for path in paths)
+    return tuple(_score(_parse_object(_read_text(path), path), path) for path in paths)
+
+
+def _read_scores(folder: Path) -> tuple[StoredScore, ...]:
+    """The scores of one set."""
+    scores = _scores_in(folder)
     hashes = {score.set_hash for score in scores}
     if len(hashes) > 1:
         raise DataError(
-            f"{folder}: scores of {len(hashes)} different sets ({', '.join(sorted(hashes))}); a run has one set: "
+            f"{folder}: scores of {len(hashes)} different sets ({', '.join(sorted(hashes))}); one set is expected: "
             "remove the scores of the older ones"
         )
     return scores
@@ -428,6 +569,7 @@ def _score(record: dict[str, Any], path: Path) -> StoredScore:
         epochs=record["epochs"],
         seed=record["seed"],
         accuracy=float(record["accuracy"]),
+        numbers_stored=record.get("numbers_stored"),
         **texts,
     )
 

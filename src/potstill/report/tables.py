@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Shown for a value that is not there.
 MISSING = "–"
+#: Characters that sentences in a terminal's table get at least.
+LEAST_PROSE = 24
 #: Characters in a line where the output is no terminal.
 WIDTH_OF_FILES = 200
 
@@ -34,6 +36,7 @@ class Column:
         shared: whether it moves into the caption when all rows that have a value agree.
         number: whether it is set flush right.
         sparse: whether it is left out when no row has a value.
+        prose: whether it holds sentences: they wrap, and a narrow terminal keeps them.
     """
 
     heading: str
@@ -41,6 +44,7 @@ class Column:
     shared: bool = False
     number: bool = False
     sparse: bool = False
+    prose: bool = False
 
     def text(self, row: Row) -> str:
         return self.cell(row) or MISSING
@@ -75,24 +79,32 @@ def _seconds(value: float | None) -> str:
     return "" if value is None else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
 
 
+def _note(row: Row) -> str:
+    told = {"stopped": row.stopped, "failed:": row.failure}
+    return "; ".join(f"{how} {text}" for how, text in told.items() if text)
+
+
 COLUMNS = (
     Column("method", lambda row: row.method),
     Column("accuracy, %", accuracy_text, number=True),
     Column("gain, points", lambda row: _percent(row.gain, "+"), number=True),
+    Column("share of full data, %", lambda row: _percent(row.share), number=True, sparse=True),
     Column("std over sets", lambda row: _percent(row.std_sets), number=True, sparse=True),
     Column("std over nets", lambda row: _percent(row.std_nets) if row.n_sets > 1 else "", number=True, sparse=True),
     Column("data set", lambda row: row.dataset, shared=True),
-    Column("IPC", lambda row: str(row.ipc), shared=True, number=True),
-    Column("factor", lambda row: "{} x {}".format(*row.factor), shared=True),
+    Column("IPC", lambda row: str(row.ipc or ""), shared=True, number=True),
+    Column("factor", lambda row: row.partition, shared=True),
     Column("network", lambda row: row.network or "", shared=True),
     Column("protocol", lambda row: row.protocol or "", shared=True),
     Column("epochs", lambda row: str(row.epochs or ""), shared=True, number=True),
     Column("numbers stored", lambda row: f"{row.numbers_stored:,}" if row.numbers_stored else "", number=True),
     Column("pool, s", lambda row: _seconds(row.pool_seconds), number=True),
     Column("distil, s", lambda row: _seconds(row.distill_seconds), number=True),
+    Column("peak memory, MB", lambda row: f"{row.peak_memory_mb:,.0f}" if row.peak_memory_mb else "", number=True),
     Column("recipe", lambda row: row.recipe_hash),
     Column("device", lambda row: row.device, shared=True),
     Column("commit", lambda row: row.commit, shared=True),
+    Column("note", _note, sparse=True, prose=True),
 )
 
 
@@ -107,6 +119,8 @@ def shown_table(given: Sequence[RunRecord] | Sequence[Row]) -> ShownTable:
     if any(row.mean is not None for row in rows):
         caption += ": mean +- sample standard deviation (n_sets x n_nets)"
     caption += ". Gain over the better Random row of the same data set, IPC, network, protocol and epochs."
+    if any(row.share is not None for row in rows):
+        caption += " Share of the accuracy of networks trained on the whole training split, the row full data."
     if facts:
         caption += f" Throughout: {', '.join(facts)}."
     return ShownTable(tuple(column for column in filled if column not in common), tuple(rows), caption)
@@ -140,29 +154,37 @@ def to_csv(given: Sequence[RunRecord] | Sequence[Row]) -> str:
 
 
 def rich_table(given: Sequence[RunRecord] | Sequence[Row], *, width: int | None = None) -> Table:
-    """The table for the terminal; the last columns go where `width` characters do not hold them, and it says so."""
+    """The table for the terminal; where `width` characters do not hold all columns, it says which are left out."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     shown = shown_table(given)
-    # Headings break between words, cells do not.
-    needed = [
-        max(map(len, (*column.heading.split(), *column_cells)))
-        for column, *column_cells in zip(shown.columns, *shown.cells, strict=True)
-    ]
-    fitting = len(needed)
-    while width and fitting > 3 and sum(needed[:fitting]) + 2 * fitting > width:
-        fitting -= 1
-    left_out = ", ".join(column.heading for column in shown.columns[fitting:])
+    needed = [_least_width(column, cells) for column, *cells in zip(shown.columns, *shown.cells, strict=True)]
+    fitting = list(range(len(needed)))
+    while width and len(fitting) > 3 and sum(needed[i] + 2 for i in fitting) > width:
+        fitting.remove(max(i for i in fitting if not shown.columns[i].prose))
+    left_out = ", ".join(column.heading for i, column in enumerate(shown.columns) if i not in fitting)
     caption = shown.caption + (f" Left out for want of width: {left_out}." if left_out else "")
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.caption, table.caption_justify = Text(caption), "left"
-    for column, least in zip(shown.columns[:fitting], needed, strict=False):
-        table.add_column(column.heading, justify="right" if column.number else "left", width=least)
+    for column, least in ((shown.columns[i], needed[i]) for i in fitting):
+        table.add_column(
+            column.heading,
+            justify="right" if column.number else "left",
+            width=None if column.prose else least,
+            min_width=least,
+            overflow="fold",
+        )
     for cells in shown.cells:
-        table.add_row(*map(Text, cells[:fitting]))  # as text: a data set's name is not markup
+        table.add_row(*(Text(cells[i]) for i in fitting))  # as text: a data set's name is not markup
     return table
+
+
+def _least_width(column: Column, cells: Sequence[str]) -> int:
+    """Headings break between words, and so do sentences; other cells do not."""
+    widest = max(map(len, cells), default=0)
+    return max(*map(len, column.heading.split()), min(widest, LEAST_PROSE) if column.prose else widest)
 
 
 def terminal_table(given: Sequence[RunRecord] | Sequence[Row], console: Console | None = None) -> None:

@@ -31,6 +31,8 @@ def describe_results(rows: Sequence[Row]) -> list[str]:
                 f", {abs(100 * row.gain):.2f} points {side} the better Random row "
                 f"({rival.method}, {100 * rival.mean:.2f} %)"
             )
+        if row.share is not None:
+            line += f", {100 * row.share:.1f} % of what the full data give"
         lines.append(f"{line}.")
     return lines
 
@@ -46,6 +48,8 @@ def describe_runs(group: Sequence[RunRecord]) -> str:
         text += f", {record.numbers_stored:,} numbers in all"
     if record.steps_planned:
         text += f"; {record.steps_planned:,} steps"
+        if record.budget_minutes is not None:
+            text += f", or as many as {record.budget_minutes:g} minutes allow,"
         pool = record.config.get("pool")
         if isinstance(pool, dict) and pool.get("members"):
             kind = "pre-trained" if pool.get("pretrained", True) else "untrained"
@@ -56,7 +60,7 @@ def describe_runs(group: Sequence[RunRecord]) -> str:
 
 def describe_missing(record: RunRecord) -> list[str]:
     """What this run has not come to yet, plainly."""
-    missing = []
+    missing = [f"failed: {record.failure.rstrip('.')}"] if record.failure else []
     planned, done = record.steps_planned, record.steps_done
     if record.distilled is None:
         reached = f" (step {done:,} of {planned:,})" if planned and done else ""
@@ -114,7 +118,7 @@ def _place(row: Row, rows: Sequence[Row]) -> str:
     facts = [
         (row.dataset, "dataset"),
         (f"IPC {row.ipc}", "ipc"),
-        ("factor {} x {}".format(*row.factor), "factor"),
+        (f"factor {row.partition}", "factor"),
         (row.network, "network"),
         (f"protocol {row.protocol}", "protocol"),
         (f"{row.epochs} epochs", "epochs"),

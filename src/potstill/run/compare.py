@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ..config import resolve
-from ..errors import Interrupted, PotstillError
+from ..config import Recipe, resolve
+from ..errors import Interrupted, reason
 from ..evaluation import Scores
 from ..spec import LabelledDataset
 from .progress import Reporter
-from .stages import distill_run, evaluate_set
-from .store import RunStore
+from .stages import distill_run, evaluate_full_data, evaluate_kept, evaluate_set
+from .store import FULL_DATA, RunStore
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One method's run: its scores, or why there are none."""
+    """One method's run, or the full data's networks (no IPC): scores, or why there are none."""
 
     method: str
-    ipc: int
+    ipc: int | None
     seed: int
     folder: Path
     scores: Scores | None
@@ -39,11 +41,17 @@ def compare(
     reporter: Reporter,
     cache: Path | None = None,
     overwrite: bool = False,
+    full_data_epochs: int | None = None,
+    curve: bool = False,
 ) -> list[Outcome]:
     """Distil and score every (IPC, method, seed); finished work is kept, a failure is an outcome, not the end.
 
+    Failures stay in the run folders until the run is taken up again, so that a later report tells them too.
+
     Args:
         layers: recipe layers; keys of one method go into a `methods` section.
+        full_data_epochs: after the methods, train the evaluation networks on the whole training split for so long.
+        curve: after that, score the sets that iterative methods kept on the way, for accuracy against cost.
     Raises:
         UsageError: a recipe that cannot be resolved for one of the methods (before any work is done).
         Interrupted: by a signal; the same call goes on.
@@ -60,14 +68,54 @@ def compare(
     outcomes = []
     for recipe, store in cells:
         reporter.say(f"--- {recipe.method_name}, ipc {recipe.ipc}, seed {recipe.seed}")
-        scores, failure = None, ""
-        try:
-            synthetic = distill_run(recipe, data, store, reporter, cache=cache, resume=True, overwrite=overwrite)
-            scores = evaluate_set(synthetic, data.test, recipe, store, reporter)
-        except Interrupted:
-            raise
-        except PotstillError as error:
-            failure = str(error)
-            reporter.say(f"{recipe.method_name}: {failure}")
-        outcomes.append(Outcome(recipe.method_name, recipe.ipc, recipe.seed, store.root, scores, failure))
+        told = _attempt(reporter, _distil_and_score, recipe, data, store, reporter, cache=cache, overwrite=overwrite)
+        outcomes.append(Outcome(recipe.method_name, recipe.ipc, recipe.seed, store.root, *told))
+    if full_data_epochs is not None:
+        recipe, store = cells[0][0], RunStore(out / FULL_DATA)
+        told = _attempt(reporter, _score_full_data, recipe, data, store, reporter, epochs=full_data_epochs)
+        outcomes.append(Outcome(FULL_DATA, None, recipe.evaluation.seed, store.root, *told))
+    if curve:
+        for i, (recipe, store) in enumerate(cells):
+            if outcomes[i].scores and recipe.build_method().steps:
+                _, failure = _attempt(reporter, _score_kept, recipe, data, store, reporter)
+                outcomes[i] = replace(outcomes[i], failure=failure)
     return outcomes
+
+
+def _attempt(reporter: Reporter, work: Callable[..., T], *given: Any, **keys: Any) -> tuple[T | None, str]:
+    """What `work` returns, or why it failed: whatever one method does wrong, the others are not to blame."""
+    try:
+        return work(*given, **keys), ""
+    except Interrupted:
+        raise
+    except Exception as error:
+        reporter.say(f"failed: {reason(error)}")
+        return None, reason(error)
+
+
+def _distil_and_score(
+    recipe: Recipe,
+    data: LabelledDataset,
+    store: RunStore,
+    reporter: Reporter,
+    *,
+    cache: Path | None,
+    overwrite: bool,
+) -> Scores:
+    synthetic = distill_run(recipe, data, store, reporter, cache=cache, resume=True, overwrite=overwrite)
+    with store.noting_failure():
+        return evaluate_set(synthetic, data.test, recipe, store, reporter)
+
+
+def _score_full_data(
+    recipe: Recipe, data: LabelledDataset, store: RunStore, reporter: Reporter, *, epochs: int
+) -> Scores:
+    with store.noting_failure():
+        return evaluate_full_data(data, recipe, store, reporter, epochs=epochs)
+
+
+def _score_kept(recipe: Recipe, data: LabelledDataset, store: RunStore, reporter: Reporter) -> None:
+    if len(store.kept_sets()) == 1:
+        reporter.say(f"{store.root}: no sets were kept, so its curve has two ends only; see --keep-snapshots")
+    with store.noting_failure():
+        evaluate_kept(recipe, data.test, store, reporter)

@@ -8,6 +8,7 @@ import resource
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -46,8 +47,16 @@ def device_name(runtime: Runtime) -> str:
     return torch.cuda.get_device_name(runtime.device) if runtime.device.startswith("cuda") else cpu_name()
 
 
+def forget_peak_memory() -> None:
+    """Count `peak_memory_mb` from now on, where the system can (Linux, CUDA): one process may run several methods."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_memory_mb() -> int:
-    """The process's largest resident memory so far, and the GPU's where one is used."""
+    """The process's largest resident memory since it started or forgot, and the GPU's where one is used."""
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     resident //= 1024 * 1024 if sys.platform == "darwin" else 1024
     on_gpu = torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else 0

@@ -25,11 +25,11 @@ from ..files import default_cache, write_atomically
 from ..methods import METHODS, Method, Problem, State
 from ..pool import Pool, pretrain, untrained
 from ..runtime import Runtime
-from ..spec import LabelledDataset, Split
+from ..spec import DatasetSpec, LabelledDataset, Split
 from ..synthetic import SyntheticSet
-from .environment import commit, device_name, environment, peak_memory_mb
+from .environment import commit, device_name, environment, forget_peak_memory, peak_memory_mb
 from .progress import Reporter
-from .store import SCHEMA_VERSION, MetricsLog, RunStore, dump_json
+from .store import SCHEMA_VERSION, MetricsLog, RunStore, dump_json, score_name
 
 
 def pretrain_pool(
@@ -84,64 +84,83 @@ def distill_run(
     """
     with store.locked():
         _claim(store, recipe, resume, overwrite)
-        if store.distilled.exists():
-            reporter.say(f"{store.root}: already finished")
-            return SyntheticSet.load(store.distilled)
-        method = recipe.build_method()
-        runtime = recipe.runtime.resolve(passes=_network_passes(recipe, data), side=data.spec.shape[1])
-        pool = pretrain_pool(recipe, data, reporter, cache=cache) if method.needs_pool else None
-        runtime.start()
-        store.write_json(
-            "env.json", {**environment(runtime), "recipe_hash": recipe.hash(), "method_about": method.about()}
-        )
-        problem = Problem(
-            spec=data.spec,
-            train=data.train,
-            ipc=recipe.ipc,
-            factor=recipe.factor,
-            seed=recipe.seed,
-            runtime=runtime,
-            pool=pool,
-            network=recipe.pool.network,
-            init=recipe.init,
-        )
-        reporter.say(f"{recipe.method_name}: {runtime.describe()}; recipe {recipe.hash()}")
-        return _distill(recipe, method, problem, store, reporter)
+        with store.noting_failure():
+            if store.distilled.exists():
+                synthetic = SyntheticSet.load(store.distilled)
+                if not _has_budget_left(synthetic, recipe, store):
+                    reporter.say(f"{store.root}: already finished")
+                    return synthetic
+                store.reopen()
+            method = recipe.build_method()
+            problem = _problem(recipe, method, data, reporter, cache)
+            about = {"recipe_hash": recipe.hash(), "method_about": method.about()}
+            store.write_json("env.json", {**environment(problem.runtime), **about})
+            reporter.say(f"{recipe.method_name}: {problem.runtime.describe()}; recipe {recipe.hash()}")
+            return _distill(recipe, method, problem, store, reporter)
+
+
+def _problem(
+    recipe: Recipe, method: Method[Any], data: LabelledDataset, reporter: Reporter, cache: Path | None
+) -> Problem:
+    """All that the method may know, its pool and the process's runtime made ready."""
+    runtime = recipe.runtime.resolve(passes=_network_passes(recipe, data), side=data.spec.shape[1])
+    pool = pretrain_pool(recipe, data, reporter, cache=cache) if method.needs_pool else None
+    runtime.start()
+    return Problem(
+        spec=data.spec,
+        train=data.train,
+        ipc=recipe.ipc,
+        factor=recipe.factor,
+        seed=recipe.seed,
+        runtime=runtime,
+        pool=pool,
+        network=recipe.pool.network,
+        init=recipe.init,
+    )
 
 
 def _distill(
     recipe: Recipe, method: Method[Any], problem: Problem, store: RunStore, reporter: Reporter
 ) -> SyntheticSet:
+    forget_peak_memory()
+    # Taken back to the last snapshot's: the time of lost steps is no part of what the set cost.
+    before = store.read_json("times.json")
+    started = time.perf_counter() - float(before.get("distill_seconds", 0.0))
     state = _first_state(method, problem, store)
-    seconds = float(store.read_json("times.json").get("distill_seconds", 0.0))
-    started = time.perf_counter()
+
+    def seconds() -> float:
+        return round(time.perf_counter() - started, 3)
 
     def save(state: State) -> None:
         metrics.flush()
         store.write_snapshot(state.to_tensors())
-        store.write_json("times.json", _times(problem.pool, seconds + time.perf_counter() - started))
+        peak = max(peak_memory_mb(), int(before.get("peak_memory_mb", 0)))
+        store.write_json("times.json", _times(problem.pool, seconds(), peak))
 
     with (
         closing(MetricsLog(store.metrics, state.step)) as metrics,
         reporter.stage("distill", method.steps, state.step) as stage,
         stop_requests() as stopping,
     ):
-        while state.step < method.steps:
+        while state.step < method.steps and seconds() < recipe.budget.seconds:
             state, record = method.step(problem, state)
             _check_finite({**record, "the sum of the images": float(state.images.sum())}, state.step, store)
-            metrics.append({"step": state.step, "seconds": round(time.perf_counter() - started, 3), **record})
+            metrics.append({"step": state.step, "seconds": seconds(), **record})
             stage.advance(_terms(record))
             if state.step in recipe.saving.keep:
                 store.write_set(store.kept(state.step), _result(recipe, method, problem, state))
-            if state.step % recipe.saving.every == 0 or state.step == method.steps or stopping():
+            if state.step == method.steps:
+                break
+            if state.step % recipe.saving.every == 0 or stopping():
                 save(state)
-            if stopping() and state.step < method.steps:
+            if stopping():
                 raise Interrupted(
                     f"interrupted after step {state.step}; go on with: potstill distill --resume {store.root}"
                 )
-        if method.steps == 0:
-            save(state)
+        save(state)
     synthetic = _result(recipe, method, problem, state)
+    if state.step < method.steps:
+        synthetic = _cut_short(synthetic, recipe, method, reporter)
     store.write_set(store.distilled, synthetic)
     return synthetic
 
@@ -164,31 +183,98 @@ def _result(recipe: Recipe, method: Method[Any], problem: Problem, state: State)
     return replace(synthetic, provenance={**synthetic.provenance, **facts})
 
 
+def _cut_short(synthetic: SyntheticSet, recipe: Recipe, method: Method[Any], reporter: Reporter) -> SyntheticSet:
+    """The set as the budget left it; its provenance says so."""
+    minutes = f"{recipe.budget.minutes:g}"
+    reporter.say(f"{recipe.method_name}: {minutes} min are used up after {synthetic.provenance['steps']} steps")
+    facts = {"steps_planned": str(method.steps), "budget_minutes": minutes}
+    return replace(synthetic, provenance={**synthetic.provenance, **facts})
+
+
+def _has_budget_left(synthetic: SyntheticSet, recipe: Recipe, store: RunStore) -> bool:
+    """Whether a set that a budget cut short may go on: a larger one is given now, or none."""
+    spent = float(store.read_json("times.json").get("distill_seconds", 0.0))
+    return "budget_minutes" in synthetic.provenance and spent < recipe.budget.seconds
+
+
 def evaluate_set(
     synthetic: SyntheticSet,
     test: Split,
     recipe: Recipe,
     folder: RunStore,
     reporter: Reporter,
+    *,
+    step: int | None = None,
 ) -> Scores:
-    """Score a set by the recipe's evaluation section; each network's score is a file, done ones are kept."""
+    """Score a set by the recipe's evaluation section; each network's score is a file, done ones are kept.
+
+    Args:
+        step: of a set that was kept on the way; None for the final one.
+    """
+    facts = {
+        "set_hash": blake2b(synthetic.to_bytes(), digest_size=12).hexdigest(),
+        "recipe_hash": synthetic.provenance.get("recipe_hash", ""),
+        "numbers_stored": synthetic.numbers_stored,
+    }
+    place = folder.scores if step is None else folder.kept_scores(step)
+    return _evaluate("evaluate", synthetic.decoded(), synthetic.spec, test, recipe, place, facts, reporter)
+
+
+def evaluate_kept(recipe: Recipe, test: Split, store: RunStore, reporter: Reporter) -> None:
+    """Score the sets of a run that were kept on the way, and the one before the first step, like the final one.
+
+    Their scores lie apart from the final set's, and a row never shows them.
+    """
+    last = int(store.require_set().provenance["steps"])
+    for step, path in store.kept_sets().items():
+        if step < last:
+            reporter.say(f"{recipe.method_name} after {step} of {last} steps")
+            evaluate_set(SyntheticSet.load(path), test, recipe, store, reporter, step=step)
+
+
+def evaluate_full_data(
+    data: LabelledDataset, recipe: Recipe, folder: RunStore, reporter: Reporter, *, epochs: int
+) -> Scores:
+    """Score the whole training split as if it were a set: the same networks and protocol, `epochs` epochs."""
+    recipe = replace(recipe, evaluation=replace(recipe.evaluation, epochs=epochs))
+    facts = {
+        "set_hash": data.spec.fingerprint,
+        "recipe_hash": "",
+        "numbers_stored": data.train.images.numel(),
+    }
+    return _evaluate("full data", data.train, data.spec, data.test, recipe, folder.scores, facts, reporter)
+
+
+def _evaluate(
+    stage_name: str,
+    train: Split,
+    spec: DatasetSpec,
+    test: Split,
+    recipe: Recipe,
+    folder: Path,
+    facts: dict[str, Any],
+    reporter: Reporter,
+) -> Scores:
+    """A score per network in `folder`; those of the same content (`facts["set_hash"]`) that lie there are kept."""
     config = recipe.evaluation
     epochs = protocol_schedule(config.protocol, config.epochs).epochs
-    seeds = evaluation_seeds(config.seed, config.network, config.nets)
-    runtime = recipe.runtime.resolve(passes=3 * len(synthetic) * epochs * config.nets, side=synthetic.spec.shape[1])
+    runtime = recipe.runtime.resolve(passes=3 * len(train) * epochs * config.nets, side=spec.shape[1])
     runtime.start()
     reporter.say(
-        f"evaluate: {config.nets} x {config.network}, protocol {config.protocol}, {epochs} epochs; {runtime.describe()}"
+        f"{stage_name}: {config.nets} x {config.network}, protocol {config.protocol}, {epochs} epochs of "
+        f"{len(train):,} images; {runtime.describe()}"
     )
-    set_hash = blake2b(synthetic.to_bytes(), digest_size=12).hexdigest()
-    scores = []
-    with reporter.stage("evaluate", config.nets * epochs) as stage, interruptible("the finished scores"):
-        for seed in seeds:
-            path = folder.score_path(config.network, config.protocol, epochs, seed)
-            score = _read_score(path, set_hash)
-            if score is None:
-                score = evaluate_once(
-                    synthetic,
+    seeds = evaluation_seeds(config.seed, config.network, config.nets)
+    paths = {seed: folder / score_name(config.network, config.protocol, epochs, seed) for seed in seeds}
+    scores = {seed: _read_score(path, facts["set_hash"]) for seed, path in paths.items()}
+    done = epochs * sum(score is not None for score in scores.values())
+    ran = {"device": device_name(runtime), "runtime": runtime.describe(), "commit": commit()}
+    with reporter.stage(stage_name, config.nets * epochs, done) as stage, interruptible("the finished scores"):
+        for seed, path in paths.items():
+            if scores[seed] is None:
+                scores[seed] = score = evaluate_once(
+                    train,
+                    spec,
                     test,
                     network=config.network,
                     protocol=config.protocol,
@@ -197,17 +283,9 @@ def evaluate_set(
                     runtime=runtime,
                     on_epoch=lambda epoch, loss: stage.advance(f"loss {loss:.3f}"),
                 )
-                facts = {
-                    "schema_version": SCHEMA_VERSION,
-                    "set_hash": set_hash,
-                    "recipe_hash": synthetic.provenance.get("recipe_hash", ""),
-                    "device": device_name(runtime),
-                    "runtime": runtime.describe(),
-                    "commit": commit(),
-                }
-                write_atomically(path, dump_json({**score.to_json(), **facts}))
-            scores.append(score)
-    return Scores(tuple(scores))
+                record = {"schema_version": SCHEMA_VERSION, **score.to_json(), **facts, **ran}
+                write_atomically(path, dump_json(record))
+    return Scores(tuple(score for score in scores.values() if score is not None))
 
 
 def _read_score(path: Path, set_hash: str) -> Score | None:
@@ -239,11 +317,14 @@ def _claim(store: RunStore, recipe: Recipe, resume: bool, overwrite: bool) -> No
     elif store.config.exists():
         if not resume:
             raise UsageError(f"{store.root}: holds a run already; add --resume to go on with it, or --overwrite")
-        found = read_run_recipe(store).hash()
-        if found != recipe.hash():
+        found = read_run_recipe(store)
+        if found.hash() != recipe.hash():
             raise UsageError(
-                f"{store.root}: holds a run of recipe {found}, not {recipe.hash()}; use another --out or --overwrite"
+                f"{store.root}: holds a run of recipe {found.hash()}, not {recipe.hash()}; "
+                "use another --out or --overwrite"
             )
+        if store.distilled.exists() and not _has_budget_left(store.require_set(), recipe, store):
+            recipe = replace(recipe, budget=found.budget)  # a finished set stays that of its own budget
     store.write_config(recipe.to_yaml())
 
 
@@ -255,11 +336,12 @@ def _network_passes(recipe: Recipe, data: LabelledDataset) -> int:
     return getattr(config, "steps", 0) * data.spec.num_classes * (synthetic + real)
 
 
-def _times(pool: Pool | None, seconds: float) -> dict[str, Any]:
+def _times(pool: Pool | None, seconds: float, peak_memory: int) -> dict[str, Any]:
     return {
         "pool_seconds": round(pool.seconds, 1) if pool else 0.0,
-        "distill_seconds": round(seconds, 3),
-        "peak_memory_mb": peak_memory_mb(),
+        "pool_core_seconds": round(pool.core_seconds, 1) if pool else 0.0,
+        "distill_seconds": seconds,
+        "peak_memory_mb": peak_memory,
     }
 
 
@@ -315,4 +397,12 @@ def _handlers(handler: Callable[[int, Any], None]) -> Iterator[None]:
             signal.signal(number, previous)
 
 
-__all__ = ["METHODS", "distill_run", "evaluate_set", "pretrain_pool", "read_run_recipe"]
+__all__ = [
+    "METHODS",
+    "distill_run",
+    "evaluate_full_data",
+    "evaluate_kept",
+    "evaluate_set",
+    "pretrain_pool",
+    "read_run_recipe",
+]

@@ -5,12 +5,17 @@ metrics.jsonl                    one line per step      times.json   seconds and
 state/snapshot.safetensors       where to go on from    state/kept/STEP.safetensors   kept sets
 synthetic/initial.safetensors    before the first step  synthetic/distilled.safetensors, preview.png
 scores/NETWORK-PROTOCOL-EPOCHS-SEED.json                report.html
+scores/kept/STEP/NETWORK-...     of the kept sets, and of the initial one as step 0
+failure.json                     why the last attempt failed; gone when the run is taken up again
+
+Beside the runs of a comparison `full_data` holds scores/ (and failure.json) of the whole training split.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,11 +25,13 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..errors import DataError, RunError, UsageError
+from ..errors import DataError, Interrupted, PotstillError, RunError, UsageError, reason
 from ..files import write_atomically
 from ..synthetic import SyntheticSet
 
 SCHEMA_VERSION = 1
+#: The folder beside run folders where networks trained on the whole training split have their scores.
+FULL_DATA = "full_data"
 
 
 class RunStore:
@@ -61,6 +68,10 @@ class RunStore:
     def scores(self) -> Path:
         return self.root / "scores"
 
+    @property
+    def failure(self) -> Path:
+        return self.root / "failure.json"
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process.
@@ -80,6 +91,20 @@ class RunStore:
             yield
         finally:
             lock.release()
+
+    @contextmanager
+    def noting_failure(self) -> Iterator[None]:
+        """Keep why the block fails, for tables and reports; what an earlier attempt left is forgotten."""
+        self.failure.unlink(missing_ok=True)
+        try:
+            yield
+        except Interrupted:
+            raise
+        except Exception as error:
+            trace = [] if isinstance(error, PotstillError) else traceback.format_exception(error)
+            with suppress(PotstillError):  # a full disk has no room for the note either
+                self.write_json(self.failure.name, {"reason": reason(error), "traceback": "".join(trace)})
+            raise
 
     def write_config(self, text: str) -> None:
         write_atomically(self.config, text)
@@ -107,6 +132,14 @@ class RunStore:
     def kept(self, step: int) -> Path:
         return self.root / "state" / "kept" / f"{step:06d}.safetensors"
 
+    def kept_sets(self) -> dict[int, Path]:
+        """Sets from before the end by their steps; the initial one is that of step 0."""
+        paths = [(0, self.initial), *((int(p.stem), p) for p in self.kept(0).parent.glob("[0-9]*.safetensors"))]
+        return {step: path for step, path in sorted(paths) if path.exists()}
+
+    def kept_scores(self, step: int) -> Path:
+        return self.scores / "kept" / f"{step:06d}"
+
     def write_snapshot(self, tensors: dict[str, Tensor]) -> None:
         write_atomically(self.snapshot, save(tensors))
 
@@ -123,18 +156,22 @@ class RunStore:
         except Exception as error:
             raise DataError(f"{self.snapshot}: damaged snapshot ({error}); use --overwrite to start anew") from error
 
+    def reopen(self) -> None:
+        """Forget the finished set and its scores, so that the run goes on from its snapshot."""
+        # The set last: while it is there, a killed process leaves work to do again and nothing that is wrong.
+        for path in (*self.scores.glob("*.json"), self.preview, self.distilled):
+            path.unlink(missing_ok=True)
+
     def clear(self) -> None:
         """Forget everything a former run left here, other people's files excepted."""
         for path in (self.distilled, self.snapshot, self.metrics, self.initial, self.preview):
             path.unlink(missing_ok=True)
-        for pattern in ("scores/*.json", "state/kept/*.safetensors", "report.html", "env.json", "times.json"):
+        single = ("report.html", "env.json", "times.json", "failure.json")
+        for pattern in ("scores/*.json", "scores/kept/*/*.json", "state/kept/*.safetensors", *single):
             for path in self.root.glob(pattern):
                 path.unlink()
         # Last: were it gone and a process killed here, the rest would be taken for a run of any recipe.
         self.config.unlink(missing_ok=True)
-
-    def score_path(self, network: str, protocol: str, epochs: int, seed: int) -> Path:
-        return self.scores / f"{network}-{protocol}-{epochs}-{seed:016x}.json"
 
     def require_set(self) -> SyntheticSet:
         """The finished set.
@@ -147,6 +184,10 @@ class RunStore:
         if self.config.exists():
             raise UsageError(f"{self.root}: this run is not finished; go on with potstill distill --resume {self.root}")
         raise UsageError(f"{self.root}: no run here; make one with potstill distill --out {self.root}")
+
+
+def score_name(network: str, protocol: str, epochs: int, seed: int) -> str:
+    return f"{network}-{protocol}-{epochs}-{seed:016x}.json"
 
 
 class MetricsLog:

@@ -1,0 +1,95 @@
+"""Accuracy against what it cost: the sets that iterative methods kept on the way, core-minutes counted from nothing.
+
+A core-minute is a minute of wall time times the threads that ran in it. The pool is counted as if each method had to
+train it, also where it was found in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+from .rows import RunRecord, StoredScore, group_runs, statistics_of
+
+
+@dataclass(frozen=True)
+class CostPoint:
+    """The sets of all runs after `step` steps: what they had cost by then (a mean), and their accuracy as in a row."""
+
+    step: int
+    core_minutes: float
+    mean: float
+    std: float | None
+    n_sets: int
+    n_nets: int
+
+
+@dataclass(frozen=True)
+class CostCurve:
+    """One method's points in the order of steps, the last of them its finished sets."""
+
+    method: str
+    dataset: str
+    ipc: int
+    network: str
+    protocol: str
+    epochs: int
+    runs: tuple[str, ...]
+    points: tuple[CostPoint, ...]
+
+    @property
+    def subject(self) -> tuple[Any, ...]:
+        """What curves in one figure share."""
+        return self.dataset, self.ipc, self.network, self.protocol, self.epochs
+
+
+def cost_curves(records: Iterable[RunRecord]) -> list[CostCurve]:
+    """A curve for each row whose sets have been scored on the way."""
+    return [curve for group in group_runs(records) for curve in _curves_of_group(group)]
+
+
+def curves_to_json(records: Iterable[RunRecord]) -> list[dict[str, Any]]:
+    """Every number of the figure, ready for `json.dumps`; accuracies are shares 0..1."""
+    return [asdict(curve) for curve in cost_curves(records)]
+
+
+def core_minutes(record: RunRecord, step: int) -> float | None:
+    """From nothing to the set after `step` steps; None where the metrics do not tell."""
+    threads = float(record.environment.get("threads", 1))
+    seconds = {0: 0.0, **{int(line["step"]): line.get("seconds") for line in record.metrics}}.get(step)
+    if seconds is None:
+        return None
+    pool = record.times.get("pool_core_seconds", threads * record.times.get("pool_seconds", 0.0))
+    return (pool + threads * seconds) / 60
+
+
+def _curves_of_group(group: Sequence[RunRecord]) -> list[CostCurve]:
+    first = group[0]
+    found = sorted({s.terms for record in group for scores in record.kept_scores.values() for s in scores})
+    return [
+        CostCurve(first.method, first.dataset, first.ipc, *terms, tuple(r.name for r in group), _points(group, terms))
+        for terms in found
+    ]
+
+
+def _points(group: Sequence[RunRecord], terms: tuple[str, str, int]) -> tuple[CostPoint, ...]:
+    """By steps; runs that a budget stopped at different steps end in points of their own."""
+    measured: dict[int, list[tuple[float, list[float]]]] = {}
+    for record in group:
+        for step, scores in {**record.kept_scores, record.steps_done: record.scores}.items():
+            shares, cost = _shares(scores, terms), core_minutes(record, step)
+            if shares and cost is not None:
+                measured.setdefault(step, []).append((cost, shares))
+    return tuple(_point(step, sets) for step, sets in sorted(measured.items()))
+
+
+def _shares(scores: Iterable[StoredScore], terms: tuple[str, str, int]) -> list[float]:
+    return [score.accuracy for score in scores if score.terms == terms]
+
+
+def _point(step: int, sets: Sequence[tuple[float, list[float]]]) -> CostPoint:
+    spread = statistics_of([shares for _, shares in sets])
+    nets = min(spread["nets_per_set"])
+    return CostPoint(step, fmean(cost for cost, _ in sets), spread["mean"], spread["std"], len(sets), nets)
