@@ -14,8 +14,9 @@ from torch import Tensor
 
 from potstill import pool as module
 from potstill.errors import DataError, UsageError
+from potstill.files import default_cache
 from potstill.networks import Backbone, build_network
-from potstill.pool import FAST, PAPER, SCHEDULES, Pool, default_cache, pretrain, read_member, untrained
+from potstill.pool import FAST, PAPER, SCHEDULES, Pool, pretrain, read_member, untrained
 from potstill.runtime import Runtime
 from potstill.seeding import derive
 from potstill.spec import LabelledDataset

@@ -736,6 +736,13 @@ def test_the_page_of_a_collection_says_it_all(collection: Path):
     assert sum(name == "src" for name, _ in page.attributes) == 4
 
 
+@pytest.mark.parametrize(("method", "told"), [("dsdm", True), ("dm", False), ("of_a_later_version", False)])
+def test_the_pool_is_named_where_it_was_used(make_run: MakeRun, method: str, told: bool):
+    """DM draws networks of its own, though its recipe has a pool section as all have."""
+    page = render_report([read_run(make_run("a", method, accuracies=[0.5]))])
+    assert ("pre-trained networks" in page) is told
+
+
 def test_the_page_needs_nothing_from_elsewhere(collection: Path):
     text = write_report(collection).read_text(encoding="utf-8")
     page = parse(text)

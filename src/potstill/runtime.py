@@ -194,7 +194,17 @@ def find_compiler() -> str | None:
 
 def _keep_freed_memory() -> None:
     """Let the C library keep freed maps for the next chunk: handed back, each would be paged in again, page by page."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt:  # glibc; M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
-        mallopt(-3, 1 << 30)
-        mallopt(-1, (1 << 31) - 1)
+    if mallopt := _glibc("mallopt"):
+        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
+def return_freed_memory() -> None:
+    """Hand back what `Runtime.start` made the C library keep."""
+    if trim := _glibc("malloc_trim"):
+        trim(0)
+
+
+def _glibc(name: str) -> Callable[..., int] | None:
+    """A function of the C library, None where it has no such one (it is not glibc)."""
+    return getattr(ctypes.CDLL(None), name, None) if os.name == "posix" else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ..evaluation import PROTOCOLS
+from ..methods import METHODS
 from ..training import Schedule
 from .rows import RANDOM_METHODS, Row, RunRecord, better_random
 
@@ -51,11 +52,16 @@ def describe_runs(group: Sequence[RunRecord]) -> str:
         if record.budget_minutes is not None:
             text += f", or as many as {record.budget_minutes:g} minutes allow,"
         pool = record.config.get("pool")
-        if isinstance(pool, dict) and pool.get("members"):
+        if isinstance(pool, dict) and pool.get("members") and _draws_from_pool(record.method):
             kind = "pre-trained" if pool.get("pretrained", True) else "untrained"
             text += f" against {pool['members']} {kind} networks ({pool.get('network', 'not named')})"
     seeds = _unique(str(r.config.get("seed", "not given")) for r in group)
     return f"{text}; seed{'s' if len(seeds) > 1 else ''} {_listed(seeds)}."
+
+
+def _draws_from_pool(method: str) -> bool:
+    """Whether the pool of the recipe was used; a stored run may be of a method that this version does not know."""
+    return method in METHODS and METHODS[method].needs_pool
 
 
 def describe_missing(record: RunRecord) -> list[str]:

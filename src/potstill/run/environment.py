@@ -18,7 +18,7 @@ from typing import Any
 import numpy
 import torch
 
-from ..runtime import Runtime
+from ..runtime import Runtime, return_freed_memory
 
 
 def environment(runtime: Runtime) -> dict[str, Any]:
@@ -49,6 +49,7 @@ def device_name(runtime: Runtime) -> str:
 
 def forget_peak_memory() -> None:
     """Count `peak_memory_mb` from now on, where the system can (Linux, CUDA): one process may run several methods."""
+    return_freed_memory()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     if torch.cuda.is_available():
