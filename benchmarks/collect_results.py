@@ -38,7 +38,7 @@ def main() -> None:
     rows = rows_to_json(records)
     for row in rows:
         published = PAPER.get((row["dataset"], row["ipc"]), {}).get(row["method"])
-        row["paper_percent"] = published if row["method"] == "dsdm" or row["factor"] == [1, 1] else None
+        row["paper_percent"] = published if row["method"] == "dsdm" or row["factor"] == (1, 1) else None
     record = {
         "schema_version": 1,
         "command": options.command,
