@@ -1,4 +1,4 @@
-"""How a DSDM step's time and peak memory grow with classes, IPC, image side, feature width and networks.
+"""How a DSDM step's time and peak memory grow with classes, IPC, image side, feature width, networks and threads.
 
     python benchmarks/growth.py --out results/growth.json --figure docs/growth.svg
 
@@ -28,13 +28,14 @@ from potstill.run.environment import commit, cpu_name, peak_memory_mb
 from potstill.runtime import Runtime
 from potstill.spec import DatasetSpec, Split
 
-BASE = {"classes": 10, "ipc": 10, "side": 32, "width": 128, "networks": 1}
+BASE = {"classes": 10, "ipc": 10, "side": 32, "width": 128, "networks": 1, "threads": 1}
 AXES = {
     "classes": [5, 10, 20, 40],
     "ipc": [10, 20, 40, 80],
     "side": [16, 32, 64],
     "width": [64, 128, 256],
     "networks": [1, 4],
+    "threads": [1, 2],
 }
 
 
@@ -73,11 +74,11 @@ def measured(point: dict) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(classes: int, ipc: int, side: int, width: int, networks: int) -> dict:
+def measure(classes: int, ipc: int, side: int, width: int, networks: int, threads: int) -> dict:
     """Median seconds of a step whose real features come from a filled bank, and the process's peak memory."""
     if "sized" not in NETWORKS:
         NETWORKS.register("sized")(lambda shape, count: ConvNet(shape, count, width=width, depth=3))
-    runtime = Runtime.resolve(passes=10**9, side=side)
+    runtime = Runtime.resolve(passes=10**9, side=side, threads=threads)
     runtime.start()
     names = tuple(str(c) for c in range(classes))
     shape = (3, side, side)
@@ -102,7 +103,7 @@ def measure(classes: int, ipc: int, side: int, width: int, networks: int) -> dic
         if step >= 2 * networks + 1:
             seconds.append(time.perf_counter() - started)
     point = {"classes": classes, "ipc": ipc, "side": side, "width": width, "networks": networks}
-    return {**point, "seconds": round(median(seconds), 4), "peak_memory_mb": peak_memory_mb()}
+    return {**point, "threads": threads, "seconds": round(median(seconds), 4), "peak_memory_mb": peak_memory_mb()}
 
 
 def exponent(axis: str, points: list[dict]) -> float:
