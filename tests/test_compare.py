@@ -93,11 +93,8 @@ def test_a_failure_stays_in_its_folder_until_the_run_is_taken_up_again(
 def test_an_evaluation_that_fails_is_noted_too(
     toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: Any, **__: Any) -> Any:
-        raise RunError("training loss is nan in epoch 1")
-
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "evaluate_once", fails)
+        patch.setattr(stages, "evaluate_once", training_fails)
         compared(toy_dataset, tmp_path)
     assert {row.failure for row in make_rows(collect(tmp_path))} == {"training loss is nan in epoch 1"}
     assert [o.failure for o in compared(toy_dataset, tmp_path)] == ["", ""]
@@ -221,13 +218,14 @@ def test_the_full_data_are_scored_by_the_same_networks_once(
     assert random.share == pytest.approx(others[0].scores.mean / full.scores.mean)
 
 
+def training_fails(*_: Any, **__: Any) -> Any:
+    raise RunError("training loss is nan in epoch 1")
+
+
 def test_full_data_that_fail_are_a_row_that_says_why(
     toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: Any, **__: Any) -> Any:
-        raise RunError("training loss is nan in epoch 1")
-
-    monkeypatch.setattr("potstill.run.compare.evaluate_full_data", fails)
+    monkeypatch.setattr("potstill.run.compare.evaluate_full_data", training_fails)
     outcomes = compared(toy_dataset, tmp_path, methods=["random"], full_data_epochs=2)
     assert [o.failure for o in outcomes] == ["", "training loss is nan in epoch 1"]
     assert [row.failure for row in make_rows(collect(tmp_path))] == ["", "training loss is nan in epoch 1"]
@@ -256,10 +254,7 @@ def test_a_curve_scores_what_iterative_methods_kept_after_all_final_sets(
 def test_a_curve_that_fails_keeps_the_scores_of_its_row(
     toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: Any, **__: Any) -> Any:
-        raise RunError("training loss is nan in epoch 1")
-
-    monkeypatch.setattr("potstill.run.compare.evaluate_kept", fails)
+    monkeypatch.setattr("potstill.run.compare.evaluate_kept", training_fails)
     random, dsdm = compared(toy_dataset, tmp_path, curve=True)
     assert random.failure == "" and dsdm.scores is not None
     assert dsdm.failure == "training loss is nan in epoch 1"

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from potstill import native
 from potstill.networks.convnet import ConvNet, norm_relu_pool
-from potstill.runtime import find_compiler
+from potstill.run.environment import environment
+from potstill.runtime import Runtime, find_compiler
 from potstill.seeding import generator
 
 #: torch.compile walks into deprecated corners of torch and hides the warnings itself; as errors they would stop it.
@@ -150,3 +151,20 @@ def test_without_a_working_compiler_one_line_and_the_formula(
     assert len(caplog.messages) == 1 and "\n" not in caplog.messages[0]
     assert "could not be built" in caplog.messages[0]
     assert not native.serves(torch.zeros(1, 128, 4, 4, dtype=torch.bfloat16))
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_costs_speed_and_not_the_run(
+    unloaded: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (unloaded / "a file").write_text("")
+    monkeypatch.setenv("POTSTILL_CACHE_DIR", str(unloaded / "a file"))
+    assert COMPILER and not native.load(COMPILER)
+    assert len(caplog.messages) == 1 and "a file" in caplog.messages[0]
+
+
+@needs_compiler
+def test_the_record_of_a_run_says_whether_the_kernel_served(loaded: None) -> None:
+    runtime = Runtime(precision="bf16", compile=True)
+    assert environment(runtime)["native_kernel"] is True
+    assert environment(Runtime())["native_kernel"] is False

@@ -251,13 +251,18 @@ def test_a_full_disk_is_a_run_error_and_leaves_a_run_that_can_go_on(
     assert steps_logged(store) == [1, 2, 3, 4, 5, 6]
 
 
-def test_metrics_beyond_the_snapshot_and_a_torn_line_are_repaired_on_resume(
-    toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def stop_in_step_5(data: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose fifth step fails, its snapshot being from the fourth."""
     with monkeypatch.context() as patch:
         fail_at(patch, 5, lambda *_: (_ for _ in ()).throw(RunError("stop")))
         with pytest.raises(RunError, match="stop"):
-            distill_run(small(), toy_dataset, store, QUIET)
+            distill_run(small(), data, store, QUIET)
+
+
+def test_metrics_beyond_the_snapshot_and_a_torn_line_are_repaired_on_resume(
+    toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_in_step_5(toy_dataset, store, monkeypatch)
     assert steps_logged(store) == [1, 2, 3, 4] and snapshot_step(store) == 4
     with store.metrics.open("a") as file:
         file.write('{"step": 5, "loss": 1.0}\n{"step": 6, "lo')
@@ -268,10 +273,7 @@ def test_metrics_beyond_the_snapshot_and_a_torn_line_are_repaired_on_resume(
 def test_seconds_go_on_where_the_snapshot_left_them(
     toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        fail_at(patch, 5, lambda *_: (_ for _ in ()).throw(RunError("stop")))
-        with pytest.raises(RunError, match="stop"):
-            distill_run(small(), toy_dataset, store, QUIET)
+    stop_in_step_5(toy_dataset, store, monkeypatch)
     store.write_json("times.json", {"distill_seconds": 100.0})  # as if the first four steps had taken long
     distill_run(small(), toy_dataset, store, QUIET, resume=True)
     seconds = [json.loads(line)["seconds"] for line in store.metrics.read_text().splitlines()]
@@ -285,10 +287,7 @@ def test_peak_memory_is_that_of_distilling_and_the_most_over_resumes(
     forget_peak_memory()
     before = peak_memory_mb()
     assert len(b"x" * (600 * 2**20)) and peak_memory_mb() >= before + 600  # an earlier method's, given back by now
-    with monkeypatch.context() as patch:
-        fail_at(patch, 5, lambda *_: (_ for _ in ()).throw(RunError("stop")))
-        with pytest.raises(RunError, match="stop"):
-            distill_run(small(), toy_dataset, store, QUIET)
+    stop_in_step_5(toy_dataset, store, monkeypatch)
     times = store.read_json("times.json")
     assert times["peak_memory_mb"] < before + 600
     store.write_json("times.json", {**times, "peak_memory_mb": 5000})

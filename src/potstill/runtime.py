@@ -92,8 +92,7 @@ class Runtime:
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(cache, "inductor"))
         if self.device == "cpu":
             _keep_freed_memory()
-            compiler = find_compiler()
-            if self.compile and self.precision == "bf16" and compiler:
+            if self.compile and self.precision == "bf16" and (compiler := find_compiler()):
                 native.load(compiler)
 
     def compiled(self, function: F) -> F:

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..errors import RunError
 from ..files import default_cache, write_atomically
 
 log = logging.getLogger("potstill")
@@ -36,8 +37,13 @@ def load(compiler: str) -> bool:
         try:
             _kernels = _declared(ctypes.CDLL(str(_built(compiler))))
             _group = _kernels.potstill_group()
-        except (OSError, subprocess.SubprocessError) as error:
+        except (OSError, RunError, subprocess.SubprocessError) as error:  # RunError: the cache cannot be written
             log.warning("the C++ kernels could not be built (%s): somewhat slower without", _reason(error))
+    return loaded()
+
+
+def loaded() -> bool:
+    """Whether compiled bf16 graphs of this process use the kernel."""
     return _kernels is not None
 
 

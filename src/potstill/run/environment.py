@@ -18,6 +18,7 @@ from typing import Any
 import numpy
 import torch
 
+from .. import native
 from ..runtime import Runtime, return_freed_memory
 
 
@@ -35,6 +36,7 @@ def environment(runtime: Runtime) -> dict[str, Any]:
         **runtime.to_json(),
         "device": device_name(runtime),
         "runtime": runtime.describe(),
+        "native_kernel": native.loaded() and runtime.compile and runtime.device == "cpu",
         "command": shlex.join(["potstill", *sys.argv[1:]]) if Path(sys.argv[0]).stem in _COMMANDS else "",
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

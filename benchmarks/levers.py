@@ -1,0 +1,148 @@
+"""What the C++ kernel, channels-last convolutions, the allocator's setting and larger chunks are worth on one core.
+
+    python benchmarks/levers.py --out results/speed/levers.json
+
+Every measurement is a process of its own, in turn without and with; medians. Where a ratio needs a reason it is here
+too: convolutions by memory layout, and the operations of a step with a filled bank by time.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import speed
+import torch
+import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from potstill.augment import Strategy, draw
+from potstill.extractor import Extractor
+from potstill.files import write_atomically
+from potstill.methods import Problem
+from potstill.methods.dsdm_plus import DSDMPlus, DSDMPlusConfig
+from potstill.networks import build_network
+from potstill.pool import untrained
+from potstill.run.environment import commit, cpu_name
+from potstill.runtime import Runtime, _keep_freed_memory
+from potstill.training import Schedule, fit
+
+NOW = Runtime(precision="bf16", compile=True, threads=1, chunk=32)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--one", choices=MEASURED, help="one measurement, printed (used by this script itself)")
+    parser.add_argument("--with-levers", action="store_true")
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(MEASURED[options.one](options.with_levers)))
+        return
+    record = {
+        "schema_version": 1,
+        "cpu": cpu_name(),
+        "torch": torch.__version__,
+        "commit": commit(),
+        "pairs": options.pairs,
+        "images_per_second": paired("rates", options.pairs),
+        "plain_step_seconds_by_allocator": paired("plain", options.pairs),
+        "convolution_gflops": apart("convolutions", True),
+        "bank_step_ms_by_operation": apart("operations", True),
+    }
+    write_atomically(options.out, json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record, indent=1))
+
+
+def paired(name: str, pairs: int) -> dict:
+    """Medians of every figure, without and with the levers."""
+    runs = [{side: apart(name, side == "with") for side in ("without", "with")} for _ in range(pairs)]
+    return {
+        side: {key: round(median(run[side][key] for run in runs), 2) for key in runs[0][side]}
+        for side in ("without", "with")
+    }
+
+
+def apart(name: str, levers: bool) -> dict:
+    command = [sys.executable, __file__, "--one", name, *(["--with-levers"] if levers else [])]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+def rates(levers: bool) -> dict:
+    runtime = NOW if levers else replace(NOW, chunk=16)
+    if levers:
+        runtime.start()
+    torch.set_num_threads(1)
+    torch._dynamo.config.recompile_limit = 64
+    data, spec = speed.random_data("cpu")
+    extractor = Extractor(build_network("convnet", spec, 0), spec, runtime)
+    drawn = draw(Strategy.parse("color_crop_cutout"), 400, torch.Generator().manual_seed(0))
+    images = data.images[:400]
+    pixels = images.float().div(255).requires_grad_()
+    schedule = Schedule(epochs=1, batch=256, learning_rate=0.01, augment="color_crop", cutmix=0.5)
+    network = build_network("convnet", spec, 0)
+    acts = {
+        "forward": (400, lambda: extractor.embed_real(images, drawn)),
+        "forward_backward": (
+            400,
+            lambda: torch.autograd.grad(extractor.embed_synthetic(pixels, drawn).square().sum(), pixels),
+        ),
+        "pre-training": (len(data), lambda: fit(network, data, spec, schedule, runtime, seed=0)),
+    }
+    return {name: count / speed.timed(act, 3) for name, (count, act) in acts.items()}
+
+
+def plain(levers: bool) -> dict:
+    """Seconds of plain's step; of the levers it can only have the allocator's setting."""
+    torch.set_num_threads(1)
+    if levers:
+        _keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        step = speed.plain_step("cpu", 10, folder)
+        return {"step": speed.timed(lambda: step(0), 3)}
+
+
+def convolutions(_levers: bool) -> dict:
+    """GFLOP/s of ConvNet-3's second convolution over 16 images, bf16, by memory layout; a ceiling beside it."""
+    torch.set_num_threads(1)
+    found = {"square product": speed.ceilings("cpu")["gemm_bf16_gflops"]}
+    for name, layout in (("channels first", torch.contiguous_format), ("channels last", torch.channels_last)):
+        x, weight = (
+            torch.randn(shape).bfloat16().contiguous(memory_format=layout)
+            for shape in ((16, 128, 16, 16), (128, 128, 3, 3))
+        )
+        with torch.no_grad():
+            seconds = speed.timed(lambda x=x, weight=weight: F.conv2d(x, weight, padding=1), 21)
+        found[name] = round(2 * 16 * 256 * 128 * 128 * 9 / seconds / 1e9)
+    return found
+
+
+def operations(_levers: bool) -> dict:
+    """Milliseconds of the operations above one in a dsdm_plus step at IPC 10 whose bank is filled."""
+    NOW.start()
+    data, spec = speed.random_data("cpu")
+    problem = Problem(
+        spec=spec, train=data, ipc=10, factor=(2, 2), runtime=NOW, pool=untrained(spec, members=1), network="convnet"
+    )
+    step = speed.stepper(DSDMPlus(DSDMPlusConfig(bank_draws=1)), problem)
+    for t in range(6):
+        step(t)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        step(6)
+    times = {event.key: event.self_cpu_time_total / 1000 for event in profiled.key_averages()}
+    named = {("compiled graph" if "CompiledFxGraph" in key else key): 0.0 for key in times}
+    for key, milliseconds in times.items():
+        named["compiled graph" if "CompiledFxGraph" in key else key] += milliseconds
+    ordered = sorted(named.items(), key=lambda item: -item[1])
+    return {"all": round(sum(named.values()), 1), **{key: round(ms, 1) for key, ms in ordered if ms > 1}}
+
+
+MEASURED = {"rates": rates, "plain": plain, "convolutions": convolutions, "operations": operations}
+
+if __name__ == "__main__":
+    main()
