@@ -6,7 +6,8 @@ from .cost import CostCurve, cost_curves
 from .curves import cost_figure, loss_curves
 from .grid import before_after, image_grid, save_preview
 from .page import render_report, write_report
-from .rows import Row, RunRecord, collect, make_rows, read_run
+from .records import RunRecord, collect, read_run
+from .rows import Row, make_rows
 from .tables import rich_table, rows_to_json, terminal_table, to_csv, to_markdown
 
 __all__ = [

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from .rows import RunRecord, StoredScore, group_runs, statistics_of
+from .records import RunRecord, StoredScore
+from .rows import group_runs, statistics_of
 
 
 @dataclass(frozen=True)

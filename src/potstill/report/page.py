@@ -18,7 +18,8 @@ from ..synthetic import SyntheticSet
 from .cost import CostCurve, cost_curves
 from .curves import cost_figure, loss_curves
 from .grid import image_grid, png
-from .rows import FULL_DATA_ROW, RunRecord, collect, group_runs, make_rows
+from .records import RunRecord, collect
+from .rows import FULL_DATA_ROW, group_runs, make_rows
 from .tables import shown_table
 from .words import describe_missing, describe_protocol, describe_results, describe_runs, describe_title
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from .rows import Row, RunRecord, make_rows
+from .records import RunRecord
+from .rows import Row, make_rows
 
 if TYPE_CHECKING:
     from rich.console import Console

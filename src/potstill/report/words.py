@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from ..evaluation import PROTOCOLS
 from ..methods import METHODS
 from ..training import Schedule
-from .rows import RANDOM_METHODS, Row, RunRecord, better_random
+from .records import RunRecord
+from .rows import RANDOM_METHODS, Row, better_random
 
 
 def describe_title(records: Sequence[RunRecord]) -> str:
