@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from potstill.methods.dsdm import DSDM
+from potstill.run import stages
 from potstill.spec import DatasetSpec, LabelledDataset, Split, to_pixels
 
 torch.set_num_threads(1)
@@ -65,3 +69,16 @@ def _blobs(name: str, shape: tuple[int, int, int], draws: torch.Generator, num_c
         fingerprint=f"{name}-1",
     )
     return LabelledDataset(spec, train, test)
+
+
+@pytest.fixture
+def step_of_thirty_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that only the steps of DSDM move."""
+    now, plain = [1000.0], DSDM.step
+
+    def slow(*given: Any) -> Any:
+        now[0] += 30
+        return plain(*given)
+
+    monkeypatch.setattr(DSDM, "step", slow)
+    monkeypatch.setattr(stages, "time", SimpleNamespace(perf_counter=lambda: now[0]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -182,17 +181,14 @@ def test_the_same_comparison_gives_the_same_sets(toy_dataset: LabelledDataset, t
     assert torch.equal(*images)
 
 
-def test_a_budget_is_for_each_run_and_its_row_says_where_it_ended(
-    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = DSDM.step
-    monkeypatch.setattr(DSDM, "step", lambda *given: time.sleep(0.02) or plain(*given))
-    recipe = {**SMALL, "methods": {"dsdm": {"steps": 50, "real_batch": 16}}, "budget": {"minutes": 0.001}}
+@pytest.mark.usefixtures("step_of_thirty_seconds")
+def test_a_budget_is_for_each_run_and_its_row_says_where_it_ended(toy_dataset: LabelledDataset, tmp_path: Path) -> None:
+    recipe = {**SMALL, "methods": {"dsdm": {"steps": 50, "real_batch": 16}}, "budget": {"minutes": 1.5}}
     compared(toy_dataset, tmp_path, recipe=recipe, seeds=[0, 1])
     random, dsdm = make_rows(collect(tmp_path))
     assert random.stopped == "" and dsdm.n == "2 x 2"
-    assert dsdm.stopped.count("of 50 steps by its budget of 0.001 min") == 2
-    assert dsdm.steps_done is not None and 1 <= dsdm.steps_done < 50
+    assert dsdm.stopped.count("after 3 of 50 steps by its budget of 1.5 min") == 2
+    assert dsdm.steps_done == 3
 
 
 # --- the full data

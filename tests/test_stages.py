@@ -358,19 +358,6 @@ def test_a_second_signal_stops_at_once(
 # --- a budget
 
 
-@pytest.fixture
-def step_of_thirty_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that only the steps of DSDM move."""
-    now, plain = [1000.0], DSDM.step
-
-    def slow(*given: Any) -> Any:
-        now[0] += 30
-        return plain(*given)
-
-    monkeypatch.setattr(DSDM, "step", slow)
-    monkeypatch.setattr(stages, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-
-
 @pytest.mark.usefixtures("step_of_thirty_seconds")
 def test_a_used_up_budget_finishes_the_set_as_it_stands_and_it_says_so(
     toy_dataset: LabelledDataset, store: RunStore, tmp_path: Path
