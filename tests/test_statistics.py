@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from potstill.statistics import (
     covariance_distance_gram,
     covariances,
     prototypes,
+    scatter,
     spread,
 )
 
@@ -93,6 +96,34 @@ def test_gram_form_equals_direct_form_in_value_and_gradient(ddof: int, width: in
 
 
 @DDOF
+@pytest.mark.parametrize("width", [5, 40])
+def test_a_known_scatter_changes_neither_value_nor_gradient(ddof: int, width: int, seeded: torch.Generator) -> None:
+    real, synthetic = (torch.randn(3, n, width, generator=seeded, dtype=torch.float64) for n in (7, 4))
+    plain = value_and_gradients(covariance_distance, real, synthetic, ddof)
+    known = value_and_gradients(partial(covariance_distance, known=scatter(real)), real, synthetic, ddof)
+    for expected, found in zip((plain[0], plain[2]), (known[0], known[2]), strict=True):  # real ones are constant
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_known_scatter_spares_the_product_of_the_real_rows(
+    seeded: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, synthetic = (torch.randn(3, n, 40, generator=seeded) for n in (7, 4))
+    known, products = scatter(real), []
+    gram = statistics._gram
+    monkeypatch.setattr(statistics, "_gram", lambda x, y: products.append((x.shape[1], y.shape[1])) or gram(x, y))
+    covariance_distance(real, synthetic, 1, known)
+    assert sorted(products) == [(4, 4), (7, 4)]
+
+
+def test_scatter_is_trace_and_squared_norm_of_the_scatter_matrix(real: Tensor) -> None:
+    matrices = covariances(real, 0) * real.shape[1]
+    found = scatter(real)
+    torch.testing.assert_close(found.trace, matrices.diagonal(dim1=1, dim2=2).sum(1), rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.square, matrices.square().sum(dim=(1, 2)), rtol=1e-12, atol=0)
+
+
+@DDOF
 def test_gram_form_holds_in_single_precision(ddof: int, seeded: torch.Generator) -> None:
     """At the sizes of a CIFAR run in small: prototypes and spreads of like order, features non-negative after ReLU."""
     real = torch.randn(2, 64, 256, generator=seeded).relu()
@@ -115,7 +146,7 @@ def test_gram_form_holds_in_single_precision(ddof: int, seeded: torch.Generator)
 def test_the_cheaper_form_is_taken(n: int, m: int, width: int, cheaper: str, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
     for name in ("covariance_distance_gram", "covariance_distance_direct"):
-        monkeypatch.setattr(statistics, name, lambda real, synthetic, ddof, name=name: taken.append((name, ddof)))
+        monkeypatch.setattr(statistics, name, lambda real, synthetic, ddof, *_, name=name: taken.append((name, ddof)))
     for ddof in (0, 1):
         covariance_distance(torch.zeros(1, n, width), torch.zeros(1, m, width), ddof)
     assert taken == [(cheaper, 0), (cheaper, 1)]

@@ -93,10 +93,17 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class SavingConfig:
-    """A snapshot every so many steps (the newest is kept), and steps whose sets are kept for good."""
+    """What a run leaves behind besides its set.
+
+    Attributes:
+        every: steps between snapshots; the newest is kept.
+        keep: steps whose sets are kept for good.
+        features: keep a bank's feature batches in the cache folder, for other IPC values, methods and resumed runs.
+    """
 
     every: int = 100
     keep: tuple[int, ...] = ()
+    features: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import UsageError
-from .statistics import covariance_distance, prototypes
+from .statistics import Scatter, covariance_distance, prototypes
 
 
 def match_prototypes(real: Tensor, synthetic: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def match_prototypes(real: Tensor, synthetic: Tensor) -> Tensor:
     return (prototypes(real) - prototypes(synthetic)).square().sum()
 
 
-def match_covariances(real: Tensor, synthetic: Tensor, *, ddof: int = 1) -> Tensor:
+def match_covariances(real: Tensor, synthetic: Tensor, *, ddof: int = 1, known: Scatter | None = None) -> Tensor:
     """Squared distance between class covariances, per feature, summed over classes: DSDM Eq. (5).
 
     Prototypes fix where a class lies; covariances fix how it spreads, and so keep the synthetic set diverse.
@@ -35,6 +35,7 @@ def match_covariances(real: Tensor, synthetic: Tensor, *, ddof: int = 1) -> Tens
         real: `(K, N, D)`, constant.
         synthetic: `(K, M, D)`, carries the gradient.
         ddof: the divisor is the sample count less this: 0 in the paper, 1 in the authors' code (fidelity.md, 1).
+        known: `statistics.scatter(real)`, where it was worked out before; the result is the same.
     Returns:
         Scalar >= 0: the D x D entries' squared differences summed, divided by D.
     Raises:
@@ -46,7 +47,7 @@ def match_covariances(real: Tensor, synthetic: Tensor, *, ddof: int = 1) -> Tens
             f"covariance of {min(n, m)} sample per class: need at least 2; "
             "raise ipc or factor, or set method.covariance_weight=0"
         )
-    return covariance_distance(real, synthetic, ddof).sum() / real.shape[2]
+    return covariance_distance(real, synthetic, ddof, known).sum() / real.shape[2]
 
 
 def match_history(synthetic: Tensor, historical: Tensor, *, divide: bool = False) -> Tensor:

@@ -8,6 +8,8 @@ small against either.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,19 @@ def centred(features: Tensor) -> Tensor:
     return features - features.mean(dim=1, keepdim=True)
 
 
+class Scatter(NamedTuple):
+    """Of the centred rows X of each class, `(K,)`: tr(X'X) and ||X'X||^2. For constant features worked out once."""
+
+    trace: Tensor
+    square: Tensor
+
+
+def scatter(features: Tensor) -> Scatter:
+    """Of features `(K, N, D)`."""
+    rows = centred(features)
+    return Scatter(rows.square().sum(dim=(1, 2)), _gram(rows, rows))
+
+
 def covariances(features: Tensor, ddof: int) -> Tensor:
     """Class covariances `(K, D, D)`, divisor `N - ddof`. DSDM Eq. (5): ddof 0 in the paper, 1 in the authors' code."""
     rows = centred(features)
@@ -34,24 +49,29 @@ def covariance_distance_direct(real: Tensor, synthetic: Tensor, ddof: int) -> Te
     return difference.square().sum(dim=(1, 2))
 
 
-def covariance_distance_gram(real: Tensor, synthetic: Tensor, ddof: int) -> Tensor:
+def covariance_distance_gram(real: Tensor, synthetic: Tensor, ddof: int, known: Scatter | None = None) -> Tensor:
     """The same `(K,)` through Gram matrices of the centred rows X and Y with divisors a and b:
 
-    ||X'X/a - Y'Y/b||^2 = ||XX'||^2/a^2 - 2 ||XY'||^2/(ab) + ||YY'||^2/b^2.
+    ||X'X/a - Y'Y/b||^2 = ||XX'||^2/a^2 - 2 ||XY'||^2/(ab) + ||YY'||^2/b^2, with ||XX'||^2 = ||X'X||^2.
+
+    Args:
+        known: the scatter of `real`, where it was worked out before: it spares the largest of the three products.
     """
     x, y = centred(real), centred(synthetic)
     a, b = real.shape[1] - ddof, synthetic.shape[1] - ddof
-    return _gram(x, x) / a**2 - 2 * _gram(x, y) / (a * b) + _gram(y, y) / b**2
+    square = known.square if known else _gram(x, x)
+    return square / a**2 - 2 * _gram(x, y) / (a * b) + _gram(y, y) / b**2
 
 
-def covariance_distance(real: Tensor, synthetic: Tensor, ddof: int) -> Tensor:
+def covariance_distance(real: Tensor, synthetic: Tensor, ddof: int, known: Scatter | None = None) -> Tensor:
     """Squared Frobenius distance of the class covariances `(K,)`, by the cheaper of the two forms.
 
-    Never holds more than min(D^2, (N + M)^2) numbers per class.
+    Never holds more than min(D^2, (N + M)^2) numbers per class. `known` as in `covariance_distance_gram`.
     """
     n, m, d = real.shape[1], synthetic.shape[1], real.shape[2]
-    cheaper = covariance_distance_gram if n + m < d else covariance_distance_direct
-    return cheaper(real, synthetic, ddof)
+    if n + m < d:
+        return covariance_distance_gram(real, synthetic, ddof, known)
+    return covariance_distance_direct(real, synthetic, ddof)
 
 
 def spread(features: Tensor, ddof: int) -> Tensor:

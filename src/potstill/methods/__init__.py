@@ -9,5 +9,6 @@ from . import herding as _herding  # noqa: F401
 from . import kcenter as _kcenter  # noqa: F401
 from . import random as _random  # noqa: F401
 from .base import METHODS, Init, Method, Problem, State, run_method
+from .feature_store import FeatureStore
 
-__all__ = ["METHODS", "Init", "Method", "Problem", "State", "run_method"]
+__all__ = ["METHODS", "FeatureStore", "Init", "Method", "Problem", "State", "run_method"]

@@ -26,6 +26,7 @@ from ..runtime import Runtime
 from ..seeding import derive, generator
 from ..spec import DatasetSpec, Split
 from ..synthetic import Factor, SyntheticSet, initial_images
+from .feature_store import FeatureStore
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Problem:
         seed: root of all draws.
         pool: pre-trained networks, where the method uses them; `network` names the architecture.
         classes: those to distil, all by default: a shard gives what the whole run gives for them.
+        features: where banks of real features are shared with other runs; None keeps them in memory.
     """
 
     spec: DatasetSpec
@@ -59,6 +61,7 @@ class Problem:
     network: str = "convnet"
     init: Init = field(default_factory=Init)
     classes: tuple[int, ...] = ()
+    features: FeatureStore | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", self.classes or tuple(range(self.spec.num_classes)))

@@ -21,7 +21,7 @@ from ..statistics import prototypes, spread
 from ..synthetic import decode
 from .base import METHODS, Method, Problem, State
 from .descent import Descent
-from .features import RealSource, embed_decoded, real_source
+from .features import RealBatch, RealSource, embed_decoded, real_source
 
 
 @dataclass(frozen=True)
@@ -181,16 +181,17 @@ class DSDM(Method[DSDMState]):
 
     def step(self, problem: Problem, state: DSDMState) -> tuple[DSDMState, dict[str, float]]:
         """One iteration of Algorithm 1, lines 4 to 12, for all classes at once."""
+        source = self._real(problem)  # first: making it may load other networks
         member = self._load_network(problem, state.step)
-        real = self._real(problem)(member, state.step)
+        real = source(member, state.step)
         pixels = self._clamp(problem, state.images, "before").detach().requires_grad_()
         synthetic = self._embed(problem, pixels, real.draw, state.step)
-        terms = self._terms(problem, state, member, real.features, synthetic)
+        terms = self._terms(problem, state, member, real, synthetic)
         (gradient,) = torch.autograd.grad(terms.total(), pixels)
         images, memory = self._descent(problem)(pixels.detach(), gradient, state.memory, state.step)
         images = self._clamp(problem, images, "after")
         history, updates = self._remember(problem, state, member, images, synthetic.detach())
-        metrics = _metrics(terms, real.features, synthetic.detach(), member, self.config.covariance_ddof)
+        metrics = _metrics(terms, real, synthetic.detach(), member, self.config.covariance_ddof)
         return state.advanced(images=images, memory=memory, history=history, updates=updates), metrics
 
     def _load_network(self, problem: Problem, step: int) -> int:
@@ -229,7 +230,7 @@ class DSDM(Method[DSDMState]):
         index = torch.stack(chosen).to(samples.device)
         return samples[torch.arange(len(samples), device=samples.device)[:, None], index]
 
-    def _terms(self, problem: Problem, state: DSDMState, member: int, real: Tensor, synthetic: Tensor) -> Terms:
+    def _terms(self, problem: Problem, state: DSDMState, member: int, real: RealBatch, synthetic: Tensor) -> Terms:
         c, zero = self.config, synthetic.new_zeros(())
         slot = self._slot(member)
         remembered = state.updates[slot] > 0 or c.history_first == "zero"
@@ -239,8 +240,9 @@ class DSDM(Method[DSDMState]):
             else zero
         )
         return Terms(
-            prototype=c.prototype_weight * match_prototypes(real, synthetic) if c.prototype_weight else zero,
-            covariance=c.covariance_weight * match_covariances(real, synthetic, ddof=c.covariance_ddof)
+            prototype=c.prototype_weight * match_prototypes(real.features, synthetic) if c.prototype_weight else zero,
+            covariance=c.covariance_weight
+            * match_covariances(real.features, synthetic, ddof=c.covariance_ddof, known=real.known)
             if c.covariance_weight
             else zero,
             history=c.history_weight * history,
@@ -291,11 +293,12 @@ class DSDM(Method[DSDMState]):
         return images.clamp(*problem.spec.value_range) if self.config.clamp == moment else images
 
 
-def _metrics(terms: Terms, real: Tensor, synthetic: Tensor, member: int, ddof: int) -> dict[str, float]:
+def _metrics(terms: Terms, real: RealBatch, synthetic: Tensor, member: int, ddof: int) -> dict[str, float]:
     """The loss, its terms, and log(tr Cov_S / tr Cov_T) averaged over classes: below 0 the set is too narrow."""
     metrics = {"loss": terms.total().item(), **{name: term.item() for name, term in terms._asdict().items()}}
     if synthetic.shape[1] > 1:
+        known = real.known.trace / (real.features.shape[1] - ddof) if real.known else spread(real.features, ddof)
         # A class of equal images has no spread; a diagnostic must not end the run for it.
-        narrow, wide = (spread(x, ddof).clamp_min(torch.finfo(torch.float32).tiny) for x in (synthetic, real))
+        narrow, wide = (s.clamp_min(torch.finfo(torch.float32).tiny) for s in (spread(synthetic, ddof), known))
         metrics["spread"] = float((narrow / wide).log().mean())
     return {**metrics, "network": float(member)}

@@ -5,7 +5,11 @@ A real batch comes with the augmentation draw that made it, which the synthetic 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from hashlib import blake2b
 from typing import NamedTuple
 
 import torch
@@ -14,14 +18,19 @@ from torch import Tensor
 from ..augment import Draw, Strategy
 from ..errors import UsageError
 from ..seeding import generator
+from ..statistics import Scatter, scatter
 from .base import Problem
+
+#: Raised when a change of code makes the same batch of images give other features.
+FEATURES_VERSION = 1
 
 
 class RealBatch(NamedTuple):
-    """Features `(K, N, D)` of one real batch per class, and its draw with one row per class."""
+    """Features `(K, N, D)` of one real batch per class, its draw with one row per class, and what is known of them."""
 
     features: Tensor
     draw: Draw
+    known: Scatter | None = None
 
 
 RealSource = Callable[[int, int], RealBatch]  # (member, step) -> batch; the extractor has loaded the member
@@ -63,30 +72,58 @@ def embed_decoded(problem: Problem, samples: Tensor, draw: Draw) -> Tensor:
 
 
 class Bank:
-    """Feature batches kept per network, filled when first used, so that a resumed run fills it alike.
+    """Feature batches kept per network: `draws` x networks x K x N x D numbers in bf16.
 
-    `draws` x networks x K x N x D numbers in bf16.
+    Kept in memory and made when first used, so that a resumed run makes them alike; or, where the problem has a
+    feature store, all made at the start (together with whoever else is filling it) and read from there.
     """
 
     def __init__(self, problem: Problem, strategy: Strategy, *, size: int, draws: int, budget: float):
-        members = len(problem.require_pool("bank"))
+        self.pool = problem.require_pool("bank")
         # Of all classes, whatever the shard: the number of draws decides which batches are seen.
-        rows = members * problem.spec.num_classes * problem.batch_size(size)
+        rows = len(self.pool) * problem.spec.num_classes * problem.batch_size(size)
         one = rows * problem.extractor.network.feature_width * 2
         fitting = int(budget * 1e9 // one)
         if fitting < 1:
             raise UsageError(
-                f"method.bank_gigabytes={budget:g}: one draw for {members} networks takes {one / 1e9:.2f} GB; "
+                f"method.bank_gigabytes={budget:g}: one draw for {len(self.pool)} networks takes {one / 1e9:.2f} GB; "
                 "raise it, lower method.real_batch or use real_statistics=fresh"
             )
         self.problem, self.strategy, self.size = problem, strategy, size
         self.draws = min(draws, fitting)
-        self._kept: dict[tuple[int, int], tuple[Tensor, Draw]] = {}
+        self._kept: dict[int, tuple[Tensor, Scatter]] = {}  # by batch number
+        if problem.features:
+            numbers = range(len(self.pool) * self.draws)
+            problem.features.fill([(self._name(n), partial(self._make, n, load=True)) for n in numbers])
 
     def __call__(self, member: int, step: int) -> RealBatch:
         slot = int(torch.randint(self.draws, (), generator=generator(self.problem.seed, "bank", step)))
-        if (member, slot) not in self._kept:
-            batch = embed_batch(self.problem, self.strategy, self.size, member * self.draws + slot)
-            self._kept[member, slot] = (batch.features.bfloat16(), batch.draw)
-        features, drawn = self._kept[member, slot]
-        return RealBatch(features.float(), drawn)
+        number = member * self.draws + slot
+        if number not in self._kept:
+            features = self._read(number) if self.problem.features else self._make(number)
+            self._kept[number] = features, scatter(features.float())
+        features, known = self._kept[number]
+        return RealBatch(features.float(), self.problem.class_draw(self.strategy, number), known)
+
+    def _make(self, number: int, *, load: bool = False) -> Tensor:
+        """Features of batch `number` through its network, which is `load`ed or loaded already."""
+        if load:
+            self.problem.extractor.load(self.pool.members[number // self.draws])
+        return embed_batch(self.problem, self.strategy, self.size, number).features.bfloat16()
+
+    def _read(self, number: int) -> Tensor:
+        assert self.problem.features
+        return self.problem.features.read(self._name(number)).to(self.problem.runtime.device)
+
+    def _name(self, number: int) -> str:
+        """Names batch `number` in the feature store, by all that determines it."""
+        p, runtime = self.problem, self.problem.runtime
+        facts = {
+            "version": FEATURES_VERSION,
+            "data": [p.spec.fingerprint, p.spec.mean, p.spec.std],
+            "network": [p.network, self.pool.digests[number // self.draws]],
+            "batch": [p.seed, number, p.batch_size(self.size), p.classes],
+            "augmentation": asdict(self.strategy),
+            "runtime": [torch.device(runtime.device).type, runtime.precision, runtime.compile],
+        }
+        return blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12).hexdigest()

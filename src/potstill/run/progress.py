@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -45,7 +45,18 @@ class Reporter:
         else:
             yield Stage(name, total, done, self._plain_lines(name, total, done))
 
-    def _plain_lines(self, name: str, total: int, first: int):
+    def counter(self, name: str) -> Callable[[int, int], None]:
+        """Called with (done, total) within another stage, it says so in plain lines now and then."""
+        show = None
+
+        def count(done: int, total: int) -> None:
+            nonlocal show
+            show = show or self._plain_lines(name, total, done - 1)
+            show(done, "")
+
+        return count
+
+    def _plain_lines(self, name: str, total: int, first: int) -> Callable[[int, str], None]:
         started = last = time.monotonic()
 
         def show(done: int, note: str) -> None:

@@ -1,0 +1,92 @@
+"""Real features kept in a folder, so that runs share them: other IPC values, other methods, the same run resumed.
+
+What real images look like to a network depends on the network, the batch and the augmentation, not on the set that is
+being distilled. Batches are named by a hash of all that determines them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..errors import DataError
+from ..files import write_atomically
+
+
+@dataclass
+class FeatureStore:
+    """A folder of feature batches that any number of processes read and fill together.
+
+    Attributes:
+        folder: where they lie; made when first needed.
+        reused_seconds: what making the batches took that were found here, whoever made them: a run that found them
+            owes that time to an honest account.
+        on_batch: called with (batches done, of how many) while the folder is being filled.
+    """
+
+    folder: Path
+    reused_seconds: float = 0.0
+    on_batch: Callable[[int, int], None] = field(default=lambda done, total: None, repr=False)
+
+    def fill(self, batches: Sequence[tuple[str, Callable[[], Tensor]]]) -> None:
+        """Make every batch that is not here yet, of (name, how to make it).
+
+        Processes that fill the same folder divide the work: one that another is making is left to it, and waited for
+        only when nothing else is left to do.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        done = 0
+        left = [*batches]
+        for wait in (False, True):
+            passed_over = []
+            for name, make in left:
+                try:
+                    self._provide(name, make, wait=wait)
+                    done += 1
+                    self.on_batch(done, len(batches))
+                except Timeout:
+                    passed_over.append((name, make))
+            left = passed_over
+
+    def read(self, name: str) -> Tensor:
+        """A batch; its memory belongs to the file and can be dropped by the system at need.
+
+        Raises:
+            DataError: missing or damaged; names the file and the remedy.
+        """
+        try:
+            with safe_open(self._path(name), framework="pt") as file:
+                return file.get_tensor("features")
+        except Exception as error:
+            raise self._damaged(name, error) from error
+
+    def _provide(self, name: str, make: Callable[[], Tensor], *, wait: bool) -> None:
+        path = self._path(name)
+        with FileLock(path.with_suffix(".lock"), timeout=-1 if wait else 0):
+            if path.exists():
+                self.reused_seconds += self._seconds(name)
+                return
+            started = time.perf_counter()
+            features = make()
+            seconds = time.perf_counter() - started
+            write_atomically(path, save({"features": features.contiguous()}, {"seconds": f"{seconds:.3f}"}))
+
+    def _seconds(self, name: str) -> float:
+        try:
+            with safe_open(self._path(name), framework="pt") as file:
+                return float(file.metadata()["seconds"])
+        except Exception as error:
+            raise self._damaged(name, error) from error
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+    def _damaged(self, name: str, error: Exception) -> DataError:
+        return DataError(f"{self._path(name)}: damaged features ({error}); delete the file to make it again")
