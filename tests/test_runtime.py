@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -176,15 +179,39 @@ def process_settings() -> Iterator[None]:
     torch._dynamo.config.recompile_limit = limit
 
 
-def test_start_makes_the_settings_of_the_process(process_settings: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("POTSTILL_CACHE_DIR", "/somewhere")
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that monkeypatch clears up what `start` sets
-    del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+def test_start_makes_the_settings_of_the_process(process_settings: None) -> None:
     Runtime(threads=2, precision="bf16").start()
     assert torch.get_num_threads() == 2
     assert torch.get_float32_matmul_precision() == "high"
     assert torch._dynamo.config.recompile_limit >= 64
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/somewhere/inductor"
     Runtime().start()
     assert torch.get_num_threads() == 1
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+COMPILES = """
+import torch
+from potstill.runtime import Runtime
+
+runtime = Runtime(compile=True)
+runtime.start()
+from torch._dynamo.utils import counters  # after `start`, which is to come before the compiler
+
+runtime.compiled(lambda x: (x * 2).relu())(torch.ones(3))
+found = counters["inductor"]
+print(found["fxgraph_cache_hit"], found["fxgraph_cache_miss"], torch._inductor.runtime.cache_dir_utils.cache_dir())
+"""
+
+
+@pytest.mark.slow
+def test_compiled_code_is_kept_between_processes(tmp_path: Path) -> None:
+    chosen = {"POTSTILL_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": ""}
+    surroundings = {key: value for key, value in {**os.environ, **chosen}.items() if value}
+
+    def compile_once() -> list[str]:
+        command = [sys.executable, "-c", COMPILES]
+        return subprocess.run(command, env=surroundings, capture_output=True, text=True, check=True).stdout.split()
+
+    folder = str(tmp_path / "inductor")
+    assert compile_once() == ["0", "1", folder]
+    assert compile_once() == ["1", "0", folder]

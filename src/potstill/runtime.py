@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ import torch
 
 from . import native
 from .errors import UsageError
+from .files import default_cache
 
 log = logging.getLogger("potstill")
 
@@ -83,13 +84,12 @@ class Runtime:
 
     def start(self) -> None:
         """Make the process-wide settings: threads, precision, memory, kernels, how many graphs the compiler keeps."""
+        if self.compile:
+            _keep_compiled_code()
         torch.set_num_threads(self.threads)
         torch.set_float32_matmul_precision("highest" if self.precision == "fp32" else "high")
         # One graph per network, chunk and augmentation op; the default of 8 would silently fall back to eager.
         torch._dynamo.config.recompile_limit = 64
-        cache = os.environ.get("POTSTILL_CACHE_DIR")
-        if cache:
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(cache, "inductor"))
         if self.device == "cpu":
             _keep_freed_memory()
             if self.compile and self.precision == "bf16" and (compiler := find_compiler()):
@@ -189,6 +189,15 @@ def find_compiler() -> str | None:
     """Path of a C++ compiler, `CXX` first; None where there is none."""
     names = (os.environ.get("CXX", "g++"), "g++", "clang++")
     return next((path for name in names if (path := shutil.which(name))), None)
+
+
+def _keep_compiled_code() -> None:
+    """In the cache folder, for the next run; before the compiler is imported, which then settles its own place."""
+    folder = default_cache() / "inductor"
+    with suppress(OSError):  # a cache that cannot be written: torch's own place, in the temporary folder
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def _keep_freed_memory() -> None:
