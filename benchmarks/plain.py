@@ -14,14 +14,14 @@ from torch import nn
 
 
 class PlainConvNet(nn.Module):
-    """ConvNet-3, width 128, with torch's own GroupNorm, ReLU and AvgPool2d."""
+    """ConvNet-3, width 128, with torch's own GroupNorm, ReLU and AvgPool2d; `padding` of the first convolution."""
 
-    def __init__(self, channels: int = 3, num_classes: int = 10, depth: int = 3, width: int = 128):
+    def __init__(self, channels: int = 3, num_classes: int = 10, depth: int = 3, width: int = 128, padding: int = 1):
         super().__init__()
         layers = []
         for i in range(depth):
             layers += [
-                nn.Conv2d(channels if i == 0 else width, width, 3, padding=1),
+                nn.Conv2d(channels if i == 0 else width, width, 3, padding=padding if i == 0 else 1),
                 nn.GroupNorm(width, width),
                 nn.ReLU(),
                 nn.AvgPool2d(2),
@@ -80,17 +80,17 @@ def covariance(features):
 class PlainDSDM:
     """The authors' loop body, class by class."""
 
-    def __init__(self, real, labels, images, checkpoints: list[Path], mean, std, rate=0.1, num_classes=10):
-        self.real, self.checkpoints, self.num_classes = real, checkpoints, num_classes
+    def __init__(self, real, labels, images, checkpoints: list[Path], mean, std, build=PlainConvNet, real_batch=256):
+        self.real, self.checkpoints, self.build = real, checkpoints, build
         self.mean, self.std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
         self.images = images.clone().requires_grad_()  # (K, IPC, C, H, W)
-        self.optimizer = torch.optim.SGD([self.images], lr=rate, momentum=0.5)
-        self.history: list = [None] * num_classes
-        self.device = real.device
-        self.index = [(labels.cpu() == c).nonzero().flatten() for c in range(num_classes)]
+        self.optimizer = torch.optim.SGD([self.images], lr=0.1, momentum=0.5)
+        self.history: list = [None] * len(images)
+        self.device, self.real_batch = real.device, real_batch
+        self.index = [(labels.cpu() == c).nonzero().flatten() for c in range(len(images))]
 
     def step(self, t: int) -> float:
-        model = PlainConvNet().to(self.device)
+        model = self.build().to(self.device)
         model(torch.zeros(1, *self.images.shape[2:], device=self.device))
         path = self.checkpoints[t % len(self.checkpoints)]
         model.load_state_dict(torch.load(path, weights_only=True, map_location=self.device))
@@ -98,8 +98,8 @@ class PlainDSDM:
             parameter.requires_grad_(False)
         self.images.data.clamp_(0, 1)
         total = 0.0
-        for c in range(self.num_classes):
-            pick = self.index[c][torch.randperm(len(self.index[c]))[:256]]
+        for c in range(len(self.images)):
+            pick = self.index[c][torch.randperm(len(self.index[c]))[: self.real_batch]]
             real = (self.real[pick.to(self.device)].float() / 255 - self.mean) / self.std
             synthetic = (decode(self.images[c]) - self.mean) / self.std
             both = augment(torch.cat([real, synthetic]), torch.rand(7))
@@ -115,7 +115,7 @@ class PlainDSDM:
             self.optimizer.step()
             total += loss.item()
         with torch.no_grad():
-            for c in range(self.num_classes):
+            for c in range(len(self.images)):
                 synthetic = (decode(self.images[c]) - self.mean) / self.std
                 new = model.embed(augment(synthetic, torch.rand(7))).mean(0)
                 old = self.history[c]

@@ -10,10 +10,13 @@ import ctypes
 import logging
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
+from functools import wraps
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -99,7 +102,7 @@ class Runtime:
         """`function` through torch.compile with static shapes, or itself where compiling is off."""
         if not self.compile:
             return function
-        return torch.compile(function, dynamic=False, fullgraph=True)  # type: ignore[return-value]
+        return _mending(torch.compile(function, dynamic=False, fullgraph=True))  # type: ignore[return-value]
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of network passes; statistics and losses must stay outside."""
@@ -198,6 +201,34 @@ def _keep_compiled_code() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+
+
+def _mending(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """`compiled`, which makes anew what a run killed while compiling left half written in the cache."""
+
+    from torch._dynamo.exc import BackendCompilerFailed  # not above: the compiler takes seconds to import
+
+    @wraps(compiled)
+    def call(*given: Any, **keys: Any) -> Any:
+        removed: set[Path] = set()
+        while True:
+            try:
+                return compiled(*given, **keys)
+            except BackendCompilerFailed as error:
+                torn = _unloadable_library(error)
+                if torn is None or torn in removed:
+                    raise
+                log.warning("%s: left half written by a run that was stopped; compiling it again", torn)
+                torn.unlink(missing_ok=True)
+                removed.add(torn)
+
+    return call
+
+
+def _unloadable_library(error: Exception) -> Path | None:
+    """The library of the compiler's cache that could not be loaded, if that is what `error` tells."""
+    named = re.search(r"ImportError: (/\S+\.so): ", str(error))
+    return Path(named[1]) if named else None
 
 
 def _keep_freed_memory() -> None:
