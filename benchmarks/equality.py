@@ -31,11 +31,12 @@ from potstill.runtime import Runtime
 from potstill.spec import DatasetSpec
 from potstill.synthetic import SyntheticSet
 
-#: What `plain.PlainDSDM` does, in the keys of DSDM: a step of .1 with momentum, values clamped before it, one history.
+#: Of the digits' recipe. No momentum: plain takes a step per class, so it would act ten times in an iteration.
+RATE = 0.02
+#: What `plain.PlainDSDM` does, in the keys of DSDM.
 AS_PLAIN = {
-    "learning_rate": 0.1,
+    "learning_rate": RATE,
     "scale_rate": False,
-    "momentum": 0.5,
     "clamp": "before",
     "history_scope": "shared",
     "history_features": "augmented",
@@ -126,6 +127,8 @@ def plain_run(problem: Problem, steps: int, real_batch: int) -> SyntheticSet:
             std,
             build=partial(plain_network, spec),
             real_batch=real_batch,
+            rate=RATE,
+            momentum=0.0,
         )
         for t in range(steps):
             loop.step(t)

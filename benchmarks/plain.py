@@ -80,11 +80,23 @@ def covariance(features):
 class PlainDSDM:
     """The authors' loop body, class by class."""
 
-    def __init__(self, real, labels, images, checkpoints: list[Path], mean, std, build=PlainConvNet, real_batch=256):
+    def __init__(
+        self,
+        real,
+        labels,
+        images,
+        checkpoints: list[Path],
+        mean,
+        std,
+        build=PlainConvNet,
+        real_batch=256,
+        rate=0.1,
+        momentum=0.5,
+    ):
         self.real, self.checkpoints, self.build = real, checkpoints, build
         self.mean, self.std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
         self.images = images.clone().requires_grad_()  # (K, IPC, C, H, W)
-        self.optimizer = torch.optim.SGD([self.images], lr=0.1, momentum=0.5)
+        self.optimizer = torch.optim.SGD([self.images], lr=rate, momentum=momentum)
         self.history: list = [None] * len(images)
         self.device, self.real_batch = real.device, real_batch
         self.index = [(labels.cpu() == c).nonzero().flatten() for c in range(len(images))]
