@@ -23,12 +23,13 @@ from torch.profiler import ProfilerActivity, profile
 from potstill.augment import Strategy, draw
 from potstill.extractor import Extractor
 from potstill.files import write_atomically
+from potstill.memory import keep_freed_memory
 from potstill.methods import Problem
 from potstill.methods.dsdm_plus import DSDMPlus, DSDMPlusConfig
 from potstill.networks import build_network
 from potstill.pool import untrained
 from potstill.run.environment import commit, cpu_name
-from potstill.runtime import Runtime, _keep_freed_memory
+from potstill.runtime import Runtime
 from potstill.training import Schedule, fit
 
 NOW = Runtime(precision="bf16", compile=True, threads=1, chunk=32)
@@ -101,7 +102,7 @@ def plain(levers: bool) -> dict:
     """Seconds of plain's step; of the levers it can only have the allocator's setting."""
     torch.set_num_threads(1)
     if levers:
-        _keep_freed_memory()
+        keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         step = speed.plain_step("cpu", 10, folder)
         return {"step": speed.timed(lambda: step(0), 3)}

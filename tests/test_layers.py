@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "potstill"
 LEVELS = (
     {"errors", "_version"},
     {"files"},
-    {"native"},
+    {"native", "compiler", "memory"},
     {"spec", "registry", "seeding", "runtime"},
     {"statistics", "augment"},
     {"objectives", "synthetic", "networks", "data"},

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from potstill import native
+from potstill.compiler import find_compiler
 from potstill.networks.convnet import ConvNet, norm_relu_pool
 from potstill.run.environment import environment
-from potstill.runtime import Runtime, find_compiler
+from potstill.runtime import Runtime
 from potstill.seeding import generator
 
 #: torch.compile walks into deprecated corners of torch and hides the warnings itself; as errors they would stop it.

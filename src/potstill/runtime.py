@@ -6,24 +6,19 @@ decides again. Eager fp32 stays available everywhere and is the oracle that the 
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import math
 import os
-import re
-import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import wraps
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from . import native
+from . import compiler, native
 from .errors import UsageError
-from .files import default_cache
+from .memory import keep_freed_memory
 
 log = logging.getLogger("potstill")
 
@@ -88,21 +83,21 @@ class Runtime:
     def start(self) -> None:
         """Make the process-wide settings: threads, precision, memory, kernels, how many graphs the compiler keeps."""
         if self.compile:
-            _keep_compiled_code()
+            compiler.keep_compiled_code()
         torch.set_num_threads(self.threads)
         torch.set_float32_matmul_precision("highest" if self.precision == "fp32" else "high")
         # One graph per network, chunk and augmentation op; the default of 8 would silently fall back to eager.
         torch._dynamo.config.recompile_limit = 64
         if self.device == "cpu":
-            _keep_freed_memory()
-            if self.compile and self.precision == "bf16" and (compiler := find_compiler()):
-                native.load(compiler)
+            keep_freed_memory()
+            if self.compile and self.precision == "bf16" and (path := compiler.find_compiler()):
+                native.load(path)
 
     def compiled(self, function: F) -> F:
         """`function` through torch.compile with static shapes, or itself where compiling is off."""
         if not self.compile:
             return function
-        return _mending(torch.compile(function, dynamic=False, fullgraph=True))  # type: ignore[return-value]
+        return compiler.compiled(function)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of network passes; statistics and losses must stay outside."""
@@ -182,68 +177,7 @@ def _resolve_compile(compile: bool | str, device: str, small: bool) -> bool:
     if compile not in ("auto", True, False):
         raise UsageError(f"compile={compile!r}: use auto, true or false")
     wanted = (not small) if compile == "auto" else bool(compile)
-    if wanted and device == "cpu" and not find_compiler():
+    if wanted and device == "cpu" and not compiler.find_compiler():
         log.warning("no C++ compiler (g++ or clang++) found: running eagerly, several times slower")
         return False
     return wanted
-
-
-def find_compiler() -> str | None:
-    """Path of a C++ compiler, `CXX` first; None where there is none."""
-    names = (os.environ.get("CXX", "g++"), "g++", "clang++")
-    return next((path for name in names if (path := shutil.which(name))), None)
-
-
-def _keep_compiled_code() -> None:
-    """In the cache folder, for the next run; before the compiler is imported, which then settles its own place."""
-    folder = default_cache() / "inductor"
-    with suppress(OSError):  # a cache that cannot be written: torch's own place, in the temporary folder
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
-
-
-def _mending(compiled: Callable[..., Any]) -> Callable[..., Any]:
-    """`compiled`, which makes anew what a run killed while compiling left half written in the cache."""
-
-    from torch._dynamo.exc import BackendCompilerFailed  # not above: the compiler takes seconds to import
-
-    @wraps(compiled)
-    def call(*given: Any, **keys: Any) -> Any:
-        removed: set[Path] = set()
-        while True:
-            try:
-                return compiled(*given, **keys)
-            except BackendCompilerFailed as error:
-                torn = _unloadable_library(error)
-                if torn is None or torn in removed:
-                    raise
-                log.warning("%s: left half written by a run that was stopped; compiling it again", torn)
-                torn.unlink(missing_ok=True)
-                removed.add(torn)
-
-    return call
-
-
-def _unloadable_library(error: Exception) -> Path | None:
-    """The library of the compiler's cache that could not be loaded, if that is what `error` tells."""
-    named = re.search(r"ImportError: (/\S+\.so): ", str(error))
-    return Path(named[1]) if named else None
-
-
-def _keep_freed_memory() -> None:
-    """Let the C library keep freed maps for the next chunk: handed back, each would be paged in again, page by page."""
-    if mallopt := _glibc("mallopt"):
-        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
-
-
-def return_freed_memory() -> None:
-    """Hand back what `Runtime.start` made the C library keep."""
-    if trim := _glibc("malloc_trim"):
-        trim(0)
-
-
-def _glibc(name: str) -> Callable[..., int] | None:
-    """A function of the C library, None where it has no such one (it is not glibc)."""
-    return getattr(ctypes.CDLL(None), name, None) if os.name == "posix" else None

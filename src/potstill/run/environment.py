@@ -19,7 +19,8 @@ import numpy
 import torch
 
 from .. import native
-from ..runtime import Runtime, return_freed_memory
+from ..memory import return_freed_memory
+from ..runtime import Runtime
 
 
 def environment(runtime: Runtime) -> dict[str, Any]:
