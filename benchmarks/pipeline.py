@@ -63,7 +63,7 @@ def main() -> None:
     print("|---|---:|---:|---:|---:|---:|")
     for name, parts in sums.items():
         cells = " | ".join(f"{seconds:,.0f}" for seconds in parts.values())
-        print(f"| {name} | {cells} | {one / parts['sum']:.0f} / {hundred / parts['sum']:.0f} |")
+        print(f"| {name} | {cells} | {one / parts['sum']:.3g} / {hundred / parts['sum']:.3g} |")
 
 
 if __name__ == "__main__":
