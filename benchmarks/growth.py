@@ -43,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--figure", type=Path)
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=[*AXES], help="measure these, keep --out's others")
     parser.add_argument("--redraw", action="store_true", help="draw the figure from --out, measure nothing")
     parser.add_argument("--point", type=json.loads, help="measure one point and print it (used by this script itself)")
     options = parser.parse_args()
@@ -52,7 +53,9 @@ def main() -> None:
     if options.redraw:
         draw(json.loads(options.out.read_text()), options.figure)
         return
-    axes = {axis: [measured({**BASE, axis: value}) for value in values] for axis, values in AXES.items()}
+    kept = {} if set(options.axes) == set(AXES) else json.loads(options.out.read_text())["axes"]
+    found = {axis: [measured({**BASE, axis: value}) for value in AXES[axis]] for axis in options.axes}
+    axes = {axis: (kept | found)[axis] for axis in AXES}
     record = {
         "schema_version": 1,
         "cpu": cpu_name(),
