@@ -125,11 +125,11 @@ def draw(record: dict, path: Path) -> None:
         memory_axes.loglog(sizes, [p["peak_memory_mb"] for p in points], "o-", label=axis)
     time_axes.set(xlabel="size, times the base", ylabel="seconds a step (median of 5)")
     memory_axes.set(xlabel="size, times the base", ylabel="peak memory, MB")
-    for axes, ticks in ((time_axes, [0.1, 0.3, 1, 2]), (memory_axes, [600, 1000, 2000])):
+    for axes, ticks in ((time_axes, [0.1, 0.3, 1, 3]), (memory_axes, [600, 1000, 2000])):
         axes.set_xticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
         axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-    time_axes.legend(title="exponent of time", fontsize=7)
+    time_axes.legend(title="exponent of time", fontsize=7, loc="upper left", framealpha=1)
     figure.savefig(path, metadata={"Date": None})
 
 
