@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -48,14 +49,31 @@ def test_compiled_code_is_kept_between_processes_and_mended_after_a_kill(tmp_pat
     assert library.stat().st_size > 1000
 
 
-def test_other_errors_of_the_compiler_are_passed_on() -> None:
-    calls = []
-
-    def fails(reason: Exception) -> None:
+def failing(reason: Exception, calls: list[Exception]) -> Callable[[], None]:
+    def fails() -> None:
         calls.append(reason)
         raise InductorError(reason, None)
 
-    for reason in (RuntimeError("no room"), ImportError("/nowhere/x.so: file too short")):
-        with pytest.raises(InductorError, match=str(reason)):
-            _mending(fails)(reason)
-    assert len(calls) == 1 + 2  # a library that stays unloadable is made anew once
+    return _mending(fails)
+
+
+def test_other_errors_of_the_compiler_are_passed_on() -> None:
+    calls: list[Exception] = []
+    with pytest.raises(InductorError, match="no room"):
+        failing(RuntimeError("no room"), calls)()
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(("place", "tries"), [("cache", 2), ("system", 1)])
+def test_only_libraries_of_the_cache_are_removed(
+    place: str, tries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that stays unloadable is made anew once; one that lies elsewhere is nobody's to remove."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    library, calls = tmp_path / place / "x.so", []
+    library.parent.mkdir()
+    library.write_bytes(b"")
+    with pytest.raises(InductorError, match="file too short"):
+        failing(ImportError(f"{library}: file too short"), calls)()
+    assert len(calls) == tries
+    assert library.exists() == (place == "system")

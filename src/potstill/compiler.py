@@ -65,4 +65,7 @@ def _mending(compiled: Callable[..., Any]) -> Callable[..., Any]:
 def _unloadable_library(error: Exception) -> Path | None:
     """The library of the compiler's cache that could not be loaded, if that is what `error` tells."""
     named = re.search(r"ImportError: (/\S+\.so): ", str(error))
-    return Path(named[1]) if named else None
+    cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR")  # set by us or, once imported, by the compiler
+    # Nothing outside is ours to remove: a system's library may be unloadable too.
+    inside = named and cache and Path(named[1]).is_relative_to(Path(cache).absolute())
+    return Path(named[1]) if inside else None
