@@ -116,11 +116,17 @@ def test_a_known_scatter_spares_the_product_of_the_real_rows(
     assert sorted(products) == [(4, 4), (7, 4)]
 
 
-def test_scatter_is_trace_and_squared_norm_of_the_scatter_matrix(real: Tensor) -> None:
-    matrices = covariances(real, 0) * real.shape[1]
-    found = scatter(real)
+@pytest.mark.parametrize(("count", "width"), [(7, 5), (4, 9)])
+def test_scatter_is_trace_and_squared_norm_of_the_scatter_matrix(
+    count: int, width: int, seeded: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = torch.randn(3, count, width, generator=seeded, dtype=torch.float64) + 4
+    matrices, sides, gram = covariances(features, 0) * count, [], statistics._gram
+    monkeypatch.setattr(statistics, "_gram", lambda x, y: sides.append((x.shape[1], y.shape[1])) or gram(x, y))
+    found = scatter(features)
     torch.testing.assert_close(found.trace, matrices.diagonal(dim1=1, dim2=2).sum(1), rtol=1e-12, atol=0)
     torch.testing.assert_close(found.square, matrices.square().sum(dim=(1, 2)), rtol=1e-12, atol=0)
+    assert sides == [(min(count, width),) * 2]
 
 
 @DDOF

@@ -32,9 +32,10 @@ class Scatter(NamedTuple):
 
 
 def scatter(features: Tensor) -> Scatter:
-    """Of features `(K, N, D)`."""
+    """Of features `(K, N, D)`; never holds more than min(D, N)^2 numbers per class."""
     rows = centred(features)
-    return Scatter(rows.square().sum(dim=(1, 2)), _gram(rows, rows))
+    thin = rows if rows.shape[1] < rows.shape[2] else rows.transpose(1, 2)  # ||XX'|| = ||X'X||
+    return Scatter(rows.square().sum(dim=(1, 2)), _gram(thin, thin))
 
 
 def covariances(features: Tensor, ddof: int) -> Tensor:
