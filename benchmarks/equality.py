@@ -14,18 +14,19 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 import plain
 import torch
 
 import potstill
-from potstill.evaluation import evaluate_once
+from potstill.evaluation import evaluate
 from potstill.files import default_cache, write_atomically
 from potstill.methods import Problem, run_method
 from potstill.methods.dsdm import DSDM, DSDMConfig
 from potstill.networks.convnet import default_depth
 from potstill.pool import Pool, pretrain
+from potstill.report.rows import statistics_of
 from potstill.run.environment import commit, cpu_name
 from potstill.runtime import Runtime
 from potstill.spec import DatasetSpec
@@ -79,19 +80,8 @@ def main() -> None:
             started = time.perf_counter()
             made = make(seed)
             seconds = time.perf_counter() - started
-            accuracies = [
-                evaluate_once(
-                    made.decoded(),
-                    data.spec,
-                    data.test,
-                    network="convnet",
-                    protocol="dsdm",
-                    epochs=EPOCHS,
-                    seed=net,
-                    runtime=runtime,
-                ).accuracy
-                for net in range(options.nets)
-            ]
+            scores = evaluate(made, data.test, nets=options.nets, epochs=EPOCHS, runtime=runtime).scores
+            accuracies = [score.accuracy for score in scores]
             found[name].append({"seconds": round(seconds, 1), "accuracies": accuracies})
             print(name, seed, found[name][-1], flush=True)
     record = {
@@ -162,16 +152,9 @@ def plain_name(name: str) -> str:
 
 
 def summary(sets: list[dict]) -> dict:
-    """Mean over all networks; standard deviation over all, and of the sets' means."""
-    every = [accuracy for one in sets for accuracy in one["accuracies"]]
-    means = [fmean(one["accuracies"]) for one in sets]
-    return {
-        "mean": round(fmean(every), 4),
-        "std": round(stdev(every), 4),
-        "std_sets": round(stdev(means), 4) if len(means) > 1 else None,
-        "n": f"{len(sets)} x {len(sets[0]['accuracies'])}",
-        "seconds": round(fmean(one["seconds"] for one in sets), 1),
-    }
+    """Mean and deviations as in every table, and the mean seconds of a run."""
+    seconds = round(fmean(one["seconds"] for one in sets), 1)
+    return {**statistics_of([one["accuracies"] for one in sets]), "seconds": seconds}
 
 
 if __name__ == "__main__":
