@@ -66,6 +66,7 @@ def _unloadable_library(error: Exception) -> Path | None:
     """The library of the compiler's cache that could not be loaded, if that is what `error` tells."""
     named = re.search(r"ImportError: (/\S+\.so): ", str(error))
     cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR")  # set by us or, once imported, by the compiler
+    if not named or not cache:
+        return None
     # Nothing outside is ours to remove: a system's library may be unloadable too.
-    inside = named and cache and Path(named[1]).is_relative_to(Path(cache).absolute())
-    return Path(named[1]) if inside else None
+    return Path(named[1]) if Path(named[1]).is_relative_to(Path(cache).absolute()) else None
