@@ -19,7 +19,8 @@ from potstill.data import holdout_split, load_dataset
 from potstill.files import write_atomically
 from potstill.run.environment import commit, device_name
 from potstill.run.progress import Reporter
-from potstill.run.stages import distill_run, evaluate_set
+from potstill.run.scoring import evaluate_set
+from potstill.run.stages import distill_run
 from potstill.run.store import RunStore
 from potstill.spec import LabelledDataset
 

@@ -14,7 +14,7 @@ from potstill.cli import main
 from potstill.errors import Interrupted, RunError, UsageError
 from potstill.methods.dsdm import DSDM
 from potstill.report import collect, cost_curves, make_rows
-from potstill.run import stages
+from potstill.run import scoring
 from potstill.run.compare import Outcome, compare
 from potstill.run.progress import Reporter
 from potstill.run.store import RunStore
@@ -93,7 +93,7 @@ def test_an_evaluation_that_fails_is_noted_too(
     toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "evaluate_once", training_fails)
+        patch.setattr(scoring, "evaluate_once", training_fails)
         compared(toy_dataset, tmp_path)
     assert {row.failure for row in make_rows(collect(tmp_path))} == {"training loss is nan in epoch 1"}
     assert [o.failure for o in compared(toy_dataset, tmp_path)] == ["", ""]
@@ -124,7 +124,7 @@ def test_finished_work_is_not_done_again(
     first = compared(toy_dataset, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(DSDM, "step", lambda *_: pytest.fail("distilled again"))
-        patch.setattr(stages, "evaluate_once", lambda *_, **__: pytest.fail("scored again"))
+        patch.setattr(scoring, "evaluate_once", lambda *_, **__: pytest.fail("scored again"))
         again = compared(toy_dataset, tmp_path)
     assert again == first
 
@@ -136,8 +136,8 @@ def test_only_what_failed_or_is_new_is_done_by_the_same_call(
         break_dsdm(patch)
         compared(toy_dataset, tmp_path)
     scored = []
-    plain = stages.evaluate_once
-    monkeypatch.setattr(stages, "evaluate_once", lambda *a, **k: scored.append(k["seed"]) or plain(*a, **k))
+    plain = scoring.evaluate_once
+    monkeypatch.setattr(scoring, "evaluate_once", lambda *a, **k: scored.append(k["seed"]) or plain(*a, **k))
     outcomes = compared(toy_dataset, tmp_path)
     assert [o.failure for o in outcomes] == ["", ""]
     assert len(scored) == 2  # the networks of dsdm
@@ -198,9 +198,9 @@ def test_the_full_data_are_scored_by_the_same_networks_once(
     toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = []
-    plain = stages.evaluate_once
+    plain = scoring.evaluate_once
     monkeypatch.setattr(
-        stages, "evaluate_once", lambda train, *a, **k: trained.append((len(train), k)) or plain(train, *a, **k)
+        scoring, "evaluate_once", lambda train, *a, **k: trained.append((len(train), k)) or plain(train, *a, **k)
     )
     *others, full = compared(toy_dataset, tmp_path, methods=["random"], full_data_epochs=2)
     assert [(size, keys["epochs"]) for size, keys in trained] == [(3, 1)] * 2 + [(120, 2)] * 2
@@ -235,8 +235,8 @@ def test_a_curve_scores_what_iterative_methods_kept_after_all_final_sets(
 ) -> None:
     recipe = {**SMALL, "saving": {"keep": [1]}}
     order: list[Path] = []
-    plain = stages.write_atomically
-    monkeypatch.setattr(stages, "write_atomically", lambda path, text: order.append(path) or plain(path, text))
+    plain = scoring.write_atomically
+    monkeypatch.setattr(scoring, "write_atomically", lambda path, text: order.append(path) or plain(path, text))
     outcomes = compared(toy_dataset, tmp_path, recipe=recipe, methods=["dsdm", "random"], curve=True)
     assert [path.parent.name for path in order] == ["scores"] * 4 + ["000000"] * 2 + ["000001"] * 2
     (curve,) = cost_curves(collect(tmp_path))

@@ -24,10 +24,11 @@ from potstill.config import Recipe, resolve
 from potstill.errors import DataError, Interrupted, RunError, UsageError
 from potstill.methods import METHODS
 from potstill.methods.dsdm import DSDM
-from potstill.run import stages
+from potstill.run import scoring, stages
 from potstill.run.environment import forget_peak_memory, peak_memory_mb
 from potstill.run.progress import Reporter
-from potstill.run.stages import distill_run, evaluate_kept, evaluate_set, pretrain_pool, read_run_recipe
+from potstill.run.scoring import evaluate_kept, evaluate_set
+from potstill.run.stages import distill_run, pretrain_pool, read_run_recipe
 from potstill.run.store import RunStore
 from potstill.spec import LabelledDataset
 from potstill.synthetic import SyntheticSet
@@ -453,13 +454,13 @@ def toy_set(toy_dataset: LabelledDataset) -> SyntheticSet:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The seeds that networks are trained with from now on."""
     seeds: list[int] = []
-    plain = stages.evaluate_once
+    plain = scoring.evaluate_once
 
     def count(*given: Any, **named: Any) -> Any:
         seeds.append(named["seed"])
         return plain(*given, **named)
 
-    monkeypatch.setattr(stages, "evaluate_once", count)
+    monkeypatch.setattr(scoring, "evaluate_once", count)
     return seeds
 
 

@@ -42,6 +42,7 @@ SHORT_KEYS = {
     "nets": "evaluation.nets",
     "protocol": "evaluation.protocol",
     "epochs": "evaluation.epochs",
+    "at_once": "evaluation.at_once",
     "keep_snapshots": "saving.keep",
     "budget_minutes": "budget.minutes",
 }
@@ -131,6 +132,12 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nets", type=int, help="networks to train on the set")
     parser.add_argument("--protocol", help="dsdm, mnist, idc, dc or ncfm")
     parser.add_argument("--epochs", type=int, help="shorten or lengthen the protocol; the row says so")
+    parser.add_argument(
+        "--at-once",
+        type=_count,
+        metavar="N",
+        help="networks to train at the same time (default: settled by the threads)",
+    )
 
 
 def _distill_parser(verbs: Any) -> None:
@@ -263,7 +270,7 @@ def run_distill(options: argparse.Namespace) -> None:
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
-    from .run.stages import evaluate_set
+    from .run.scoring import evaluate_set
     from .run.store import RunStore
 
     reporter = _reporter(options)

@@ -82,13 +82,20 @@ class RuntimeConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How the set is scored, see `evaluate.evaluate`; `epochs` replaces the protocol's own number."""
+    """How the set is scored, see `evaluation.evaluate`.
+
+    Attributes:
+        epochs: replaces the protocol's own number.
+        at_once: networks trained at the same time, each in a process of its own with a share of the threads; "auto" for
+            as many as a CPU has threads, where the job is long enough, and one after another on other devices.
+    """
 
     network: str = "convnet"
     protocol: str = "dsdm"
     epochs: int | None = None
     nets: int = 3
     seed: int = 0
+    at_once: int | str = "auto"
 
 
 @dataclass(frozen=True)
@@ -334,6 +341,9 @@ def _check_ranges(recipe: Recipe) -> None:
     for name, value in (("threads", recipe.runtime.threads), ("chunk", recipe.runtime.chunk)):
         if value != "auto" and not str(value).lstrip("-").isdigit():
             raise UsageError(f"runtime.{name}={value!r}: use auto or a whole number")
+    at_once = recipe.evaluation.at_once
+    if at_once != "auto" and (not str(at_once).isdigit() or int(at_once) < 1):
+        raise UsageError(f"evaluation.at_once={at_once!r}: use auto or at least 1 network")
     for network in (recipe.pool.network, recipe.evaluation.network):
         _ = NETWORKS[network]
     check_factor(recipe.factor)

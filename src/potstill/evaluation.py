@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from statistics import fmean, stdev
 from typing import Any
 
@@ -194,21 +195,7 @@ def evaluate(
     samples = len(synthetic) * protocol_schedule(protocol, epochs).epochs
     runtime = runtime or Runtime.resolve(passes=samples * nets, side=synthetic.spec.shape[1])
     runtime.start()
-    return Scores(tuple(evaluate_all(synthetic, test, seeds, network, protocol, runtime, epochs)))
-
-
-def evaluate_all(
-    synthetic: SyntheticSet,
-    test: Split,
-    seeds: Iterable[int],
-    network: str,
-    protocol: str,
-    runtime: Runtime,
-    epochs: int | None = None,
-) -> Iterable[Score]:
-    """One score per seed, as they come."""
-    samples, spec = synthetic.decoded(), synthetic.spec
-    for seed in seeds:
-        yield evaluate_once(
-            samples, spec, test, network=network, protocol=protocol, seed=seed, runtime=runtime, epochs=epochs
-        )
+    train_and_score = partial(
+        evaluate_once, synthetic.decoded(), synthetic.spec, test, network=network, protocol=protocol, epochs=epochs
+    )
+    return Scores(tuple(train_and_score(seed=s, runtime=runtime) for s in seeds))

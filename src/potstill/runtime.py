@@ -71,7 +71,7 @@ class Runtime:
         """
         device = _resolve_device(device)
         on_cpu = device == "cpu"
-        small = passes * side * side < COMPILE_PAYS_FROM * 32 * 32
+        small = is_small(passes, side)
         return cls(
             device=device,
             precision=_resolve_precision(precision, device, small),
@@ -112,6 +112,11 @@ class Runtime:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def is_small(passes: int, side: int) -> bool:
+    """Whether a job of so many network passes (images of `side`) is over before compiling or new processes are."""
+    return passes * side * side < COMPILE_PAYS_FROM * 32 * 32
 
 
 def _resolve_device(device: str) -> str:

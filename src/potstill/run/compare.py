@@ -12,7 +12,8 @@ from ..errors import Interrupted, reason
 from ..evaluation import Scores
 from ..spec import LabelledDataset
 from .progress import Reporter
-from .stages import distill_run, evaluate_full_data, evaluate_kept, evaluate_set
+from .scoring import evaluate_full_data, evaluate_kept, evaluate_set
+from .stages import distill_run
 from .store import FULL_DATA, RunStore
 
 T = TypeVar("T")

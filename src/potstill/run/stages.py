@@ -1,18 +1,14 @@
-"""The stages of a run: pretrain, distil, evaluate. Here configuration ends: the core gets objects and plain arguments.
+"""The stages that make a set: pretrain, distil. Here configuration ends: the core gets objects and plain arguments.
 
-Every stage is idempotent: what is done already, on disk, is not done again.
+Every stage is idempotent: what is done already, on disk, is not done again. The stage that evaluates is `scoring`.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +16,16 @@ import yaml
 
 from ..config import Recipe, resolve
 from ..errors import DataError, Interrupted, RunError, UsageError
-from ..evaluation import Score, Scores, evaluate_once, evaluation_seeds, protocol_schedule
-from ..files import default_cache, write_atomically
-from ..methods import METHODS, FeatureStore, Method, Problem, State
+from ..files import default_cache
+from ..methods import FeatureStore, Method, Problem, State
 from ..pool import Pool, pretrain, untrained
 from ..runtime import Runtime
-from ..spec import DatasetSpec, LabelledDataset, Split
+from ..spec import LabelledDataset
 from ..synthetic import SyntheticSet
-from .environment import commit, device_name, environment, forget_peak_memory, peak_memory_mb
+from .environment import environment, forget_peak_memory, peak_memory_mb
 from .progress import Reporter
-from .store import SCHEMA_VERSION, MetricsLog, RunStore, dump_json, score_name
+from .signals import interruptible, stop_requests
+from .store import MetricsLog, RunStore
 
 
 def pretrain_pool(
@@ -203,109 +199,6 @@ def _has_budget_left(synthetic: SyntheticSet, recipe: Recipe, store: RunStore) -
     return "budget_minutes" in synthetic.provenance and spent < recipe.budget.seconds
 
 
-def evaluate_set(
-    synthetic: SyntheticSet,
-    test: Split,
-    recipe: Recipe,
-    folder: RunStore,
-    reporter: Reporter,
-    *,
-    step: int | None = None,
-) -> Scores:
-    """Score a set by the recipe's evaluation section; each network's score is a file, done ones are kept.
-
-    Args:
-        step: of a set that was kept on the way; None for the final one.
-    """
-    facts = {
-        "set_hash": blake2b(synthetic.to_bytes(), digest_size=12).hexdigest(),
-        "recipe_hash": synthetic.provenance.get("recipe_hash", ""),
-        "numbers_stored": synthetic.numbers_stored,
-    }
-    place = folder.scores if step is None else folder.kept_scores(step)
-    return _evaluate("evaluate", synthetic.decoded(), synthetic.spec, test, recipe, place, facts, reporter)
-
-
-def evaluate_kept(recipe: Recipe, test: Split, store: RunStore, reporter: Reporter) -> None:
-    """Score the sets of a run that were kept on the way, and the one before the first step, like the final one.
-
-    Their scores lie apart from the final set's, and a row never shows them.
-    """
-    last = int(store.require_set().provenance["steps"])
-    for step, path in store.kept_sets().items():
-        if step < last:
-            reporter.say(f"{recipe.method_name} after {step} of {last} steps")
-            evaluate_set(SyntheticSet.load(path), test, recipe, store, reporter, step=step)
-
-
-def evaluate_full_data(
-    data: LabelledDataset, recipe: Recipe, folder: RunStore, reporter: Reporter, *, epochs: int
-) -> Scores:
-    """Score the whole training split as if it were a set: the same networks and protocol, `epochs` epochs."""
-    recipe = replace(recipe, evaluation=replace(recipe.evaluation, epochs=epochs))
-    facts = {
-        "set_hash": data.spec.fingerprint,
-        "recipe_hash": "",
-        "numbers_stored": data.train.images.numel(),
-    }
-    return _evaluate("full data", data.train, data.spec, data.test, recipe, folder.scores, facts, reporter)
-
-
-def _evaluate(
-    stage_name: str,
-    train: Split,
-    spec: DatasetSpec,
-    test: Split,
-    recipe: Recipe,
-    folder: Path,
-    facts: dict[str, Any],
-    reporter: Reporter,
-) -> Scores:
-    """A score per network in `folder`; those of the same content (`facts["set_hash"]`) that lie there are kept."""
-    config = recipe.evaluation
-    epochs = protocol_schedule(config.protocol, config.epochs).epochs
-    runtime = recipe.runtime.resolve(passes=3 * len(train) * epochs * config.nets, side=spec.shape[1])
-    runtime.start()
-    reporter.say(
-        f"{stage_name}: {config.nets} x {config.network}, protocol {config.protocol}, {epochs} epochs of "
-        f"{len(train):,} images; {runtime.describe()}"
-    )
-    seeds = evaluation_seeds(config.seed, config.network, config.nets)
-    paths = {seed: folder / score_name(config.network, config.protocol, epochs, seed) for seed in seeds}
-    scores = {seed: _read_score(path, facts["set_hash"]) for seed, path in paths.items()}
-    done = epochs * sum(score is not None for score in scores.values())
-    ran = {"device": device_name(runtime), "runtime": runtime.describe(), "commit": commit()}
-    with reporter.stage(stage_name, config.nets * epochs, done) as stage, interruptible("the finished scores"):
-        for seed, path in paths.items():
-            if scores[seed] is None:
-                scores[seed] = score = evaluate_once(
-                    train,
-                    spec,
-                    test,
-                    network=config.network,
-                    protocol=config.protocol,
-                    epochs=config.epochs,
-                    seed=seed,
-                    runtime=runtime,
-                    on_epoch=lambda epoch, loss: stage.advance(f"loss {loss:.3f}"),
-                )
-                record = {"schema_version": SCHEMA_VERSION, **score.to_json(), **facts, **ran}
-                write_atomically(path, dump_json(record))
-    return Scores(tuple(score for score in scores.values() if score is not None))
-
-
-def _read_score(path: Path, set_hash: str) -> Score | None:
-    """A finished score of this very set, else None."""
-    if not path.exists():
-        return None
-    try:
-        record = json.loads(path.read_text())
-        names = Score.__dataclass_fields__
-        return Score(**{k: record[k] for k in names}) if record["set_hash"] == set_hash else None
-    except (ValueError, KeyError) as error:
-        raise DataError(f"{path}: damaged score ({error}); delete it to evaluate again") from error
-
-
 def read_run_recipe(store: RunStore) -> Recipe:
     """The resolved recipe of a run folder.
 
@@ -362,53 +255,3 @@ def _check_finite(record: dict[str, float], step: int, store: RunStore) -> None:
 
 def _terms(record: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.3g}" for name, value in record.items() if name != "network")
-
-
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Collect SIGINT and SIGTERM; the block asks whether one came, and finishes its step first."""
-    asked: list[int] = []
-
-    def ask(number: int, _frame: Any) -> None:
-        if asked:  # a second one does not wait
-            raise Interrupted("interrupted twice: stopped at once, the last snapshot stays")
-        asked.append(number)
-
-    with _handlers(ask):
-        yield lambda: bool(asked)
-
-
-@contextmanager
-def interruptible(kept: str) -> Iterator[None]:
-    """SIGINT and SIGTERM end the block at once as `Interrupted`; files are written atomically, so `kept` stays."""
-
-    def stop(_number: int, _frame: Any) -> None:
-        raise Interrupted(f"interrupted; {kept} so far is kept, run the same command to go on")
-
-    with _handlers(stop):
-        yield
-
-
-@contextmanager
-def _handlers(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    try:
-        old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: leave signals alone
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, previous in old.items():
-            signal.signal(number, previous)
-
-
-__all__ = [
-    "METHODS",
-    "distill_run",
-    "evaluate_full_data",
-    "evaluate_kept",
-    "evaluate_set",
-    "pretrain_pool",
-    "read_run_recipe",
-]
