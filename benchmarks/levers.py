@@ -3,7 +3,8 @@
     python benchmarks/levers.py --out results/speed/levers.json
 
 Every measurement is a process of its own, in turn without and with; medians. Where a ratio needs a reason it is here
-too: convolutions by memory layout, and the operations of a step with a filled bank by time.
+too: convolutions by memory layout, and the operations of a step with a filled bank by time. `--one chunks` compares
+chunk sizes.
 """
 
 import argparse
@@ -74,8 +75,8 @@ def apart(name: str, levers: bool) -> dict:
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
 
-def rates(levers: bool) -> dict:
-    runtime = NOW if levers else replace(NOW, chunk=16)
+def rates(levers: bool, chunk: int = NOW.chunk) -> dict:
+    runtime = replace(NOW, chunk=chunk if levers else 16)
     if levers:
         runtime.start()
     torch.set_num_threads(1)
@@ -96,6 +97,11 @@ def rates(levers: bool) -> dict:
         "pre-training": (len(data), lambda: fit(network, data, spec, schedule, runtime, seed=0)),
     }
     return {name: count / speed.timed(act, 3) for name, (count, act) in acts.items()}
+
+
+def chunks(_levers: bool) -> dict:
+    """The rates by images per chunk."""
+    return {str(size): rates(True, size) for size in (8, 16, 32, 64, 128)}
 
 
 def plain(levers: bool) -> dict:
@@ -143,7 +149,7 @@ def operations(_levers: bool) -> dict:
     return {"all": round(sum(named.values()), 1), **{key: round(ms, 1) for key, ms in ordered if ms > 1}}
 
 
-MEASURED = {"rates": rates, "plain": plain, "convolutions": convolutions, "operations": operations}
+MEASURED = {"rates": rates, "chunks": chunks, "plain": plain, "convolutions": convolutions, "operations": operations}
 
 if __name__ == "__main__":
     main()

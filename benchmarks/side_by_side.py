@@ -11,8 +11,11 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from speed import random_data
@@ -23,79 +26,81 @@ from potstill.run.environment import commit, cpu_name
 from potstill.run.progress import Reporter
 from potstill.run.scoring import evaluate_set
 from potstill.run.store import RunStore
-from potstill.spec import DatasetSpec, Split
+from potstill.spec import Split
 from potstill.synthetic import SyntheticSet, initial_images
-
-WAYS = ("one after another", "side by side")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--at-once", type=int, help="networks side by side (default: as many as threads)")
     parser.add_argument("--nets", type=int, nargs="+", default=[2, 3])
     parser.add_argument("--epochs", type=int, default=40, help="of the longer stage; the shorter one has half as many")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    data, spec = random_data("cpu")
-    synthetic = SyntheticSet(initial_images(data, spec, ipc=10, factor=(2, 2)), spec, (2, 2))
-    test = data.subset(torch.arange(2000))
-    for way in WAYS:  # compile, and fill the cache
-        stage_seconds(synthetic, test, spec, way, options.threads, nets=max(options.nets), epochs=1)
+    ways = {"one after another": 1, "side by side": options.at_once or options.threads}
+    stage = partial(stage_seconds, *random_set(), {"device": options.device, "threads": options.threads})
+    for at_once in ways.values():  # compile, and fill the cache
+        stage(max(options.nets), 1, at_once)
     record = {
         "schema_version": 1,
         "cpu": cpu_name(),
+        "device": options.device,
         "torch": torch.__version__,
         "commit": commit(),
         "threads": options.threads,
+        "at_once": ways["side by side"],
         "epochs": options.epochs,
-        "nets": {
-            str(nets): in_turn(synthetic, test, spec, options.threads, nets, options.epochs, options.pairs)
-            for nets in options.nets
-        },
+        "nets": {str(nets): in_turn(stage, ways, nets, options.epochs, options.pairs) for nets in options.nets},
     }
     write_atomically(options.out, json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
 
 
-def in_turn(
-    synthetic: SyntheticSet, test: Split, spec: DatasetSpec, threads: int, nets: int, epochs: int, pairs: int
-) -> dict:
-    """Seconds of whole stages and of one epoch of all networks, both ways, and how much faster side by side is."""
-    long: dict[str, list[float]] = {way: [] for way in WAYS}
-    epoch: dict[str, list[float]] = {way: [] for way in WAYS}
-    for _ in range(pairs):
-        for way in WAYS:
-            short = stage_seconds(synthetic, test, spec, way, threads, nets=nets, epochs=epochs // 2)
-            long[way].append(stage_seconds(synthetic, test, spec, way, threads, nets=nets, epochs=epochs))
-            epoch[way].append((long[way][-1] - short) / (epochs - epochs // 2))
-    before, after = WAYS
-    return {
-        "seconds": {way: summary(times) for way, times in long.items()},
-        "seconds_an_epoch": {way: summary(times) for way, times in epoch.items()},
-        "times_faster": median(a / b for a, b in zip(long[before], long[after], strict=True)),
-        "times_faster_an_epoch": median(a / b for a, b in zip(epoch[before], epoch[after], strict=True)),
-    }
-
-
-def summary(times: list[float]) -> dict[str, float]:
-    return {"median": median(times), "min": min(times), "max": max(times)}
+def random_set() -> tuple[SyntheticSet, Split]:
+    data, spec = random_data("cpu")
+    images = initial_images(data, spec, ipc=10, factor=(2, 2))
+    return SyntheticSet(images, spec, (2, 2)), data.subset(torch.arange(2000))
 
 
 def stage_seconds(
-    synthetic: SyntheticSet, test: Split, spec: DatasetSpec, way: str, threads: int, *, nets: int, epochs: int
+    synthetic: SyntheticSet, test: Split, place: dict[str, Any], nets: int, epochs: int, at_once: int
 ) -> float:
     recipe = resolve(
         {
-            "data.name": spec.name,
-            "evaluation": {"nets": nets, "epochs": epochs, "at_once": 1 if way == WAYS[0] else threads},
-            "runtime": {"threads": threads, "compile": True, "precision": "bf16"},
+            "evaluation": {"nets": nets, "epochs": epochs, "at_once": at_once},
+            "runtime": {**place, "compile": True, "precision": "bf16"},
         }
     )
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         evaluate_set(synthetic, test, recipe, RunStore(folder), Reporter(quiet=True))
         return time.perf_counter() - started
+
+
+def in_turn(
+    stage: Callable[[int, int, int], float], ways: dict[str, int], nets: int, epochs: int, pairs: int
+) -> dict[str, Any]:
+    """Seconds of whole stages and of one epoch of all networks, both ways, and how much faster side by side is."""
+    whole: dict[str, list[float]] = {way: [] for way in ways}
+    epoch: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(pairs):
+        for way, at_once in ways.items():
+            short = stage(nets, epochs // 2, at_once)
+            whole[way].append(stage(nets, epochs, at_once))
+            epoch[way].append((whole[way][-1] - short) / (epochs - epochs // 2))
+    return {
+        "seconds": {way: summary(times) for way, times in whole.items()},
+        "seconds_an_epoch": {way: summary(times) for way, times in epoch.items()},
+        "times_faster": median(a / b for a, b in zip(*whole.values(), strict=True)),
+        "times_faster_an_epoch": median(a / b for a, b in zip(*epoch.values(), strict=True)),
+    }
+
+
+def summary(times: list[float]) -> dict[str, float]:
+    return {"median": median(times), "min": min(times), "max": max(times)}
 
 
 if __name__ == "__main__":

@@ -6,23 +6,28 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from potstill import runtime as module
 from potstill.errors import UsageError
-from potstill.runtime import Runtime, has_bf16
+from potstill.runtime import Runtime, has_bf16, last_cache_bytes
 
 LONG = {"passes": 10_000_000}
+MB = 2**20
 
 
 @pytest.fixture(autouse=True)
 def plain_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No accelerator, bf16 in hardware, a compiler, three usable cores and no limit on them."""
+    """No accelerator, bf16 in hardware, a compiler, a large cache, three usable cores and no limit on them."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 * 2**30))
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(module, "has_bf16", lambda device: device != "mps")
+    monkeypatch.setattr(module, "last_cache_bytes", lambda: 64 * MB)
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 4, 5}, raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -71,15 +76,39 @@ def test_the_fastest_device_is_taken(cuda: bool, mps: bool, device: str, monkeyp
 
 
 @pytest.mark.parametrize(("side", "chunk"), [(32, 32), (28, 32), (16, 128), (8, 512), (64, 8), (224, 8)])
-def test_chunks_on_a_cpu_stay_near_the_core(side: int, chunk: int) -> None:
+@pytest.mark.parametrize("cache", [None, 32 * MB, 300 * MB])
+def test_chunks_on_a_cpu_are_small(cache: int | None, side: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A power of two near 32 images of 32x32 in pixels, but never below 8."""
-    assert Runtime.resolve(side=side).chunk == chunk
+    monkeypatch.setattr(module, "last_cache_bytes", lambda: cache)
+    assert Runtime.resolve(device="cpu", side=side).chunk == chunk
 
 
-def test_chunks_on_a_gpu_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("cache", "chunk"), [(16 * MB, 16), (8 * MB, 8), (1 * MB, 8)])
+def test_chunks_are_smaller_where_the_last_cache_is(cache: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A map of 16 images of 32x32, 128 channels and two bytes, is 4 MB: a quarter of 16."""
+    monkeypatch.setattr(module, "last_cache_bytes", lambda: cache)
+    assert Runtime.resolve(device="cpu", side=32).chunk == chunk
+
+
+def test_the_last_cache_is_the_largest_that_the_system_tells_of(tmp_path: Path) -> None:
+    assert last_cache_bytes(tmp_path) is None
+    for i, text in enumerate(["32K\n", "1024K\n", "16384K\n", "\n"]):
+        (tmp_path / f"index{i}").mkdir()
+        (tmp_path / f"index{i}" / "size").write_text(text)
+    assert last_cache_bytes(tmp_path) == 16 * MB
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "side", "chunk"), [(80, 32, 1024), (80, 64, 256), (8, 32, 1024), (4, 32, 512), (0.01, 32, 8)]
+)
+def test_chunks_on_a_gpu_are_large_where_its_memory_is(
+    gigabytes: float, side: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A map of 512 images of 32x32, 128 channels and two bytes, is 128 MB: a 32nd of 4 GB."""
+    memory = SimpleNamespace(total_memory=gigabytes * 2**30)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert Runtime.resolve(side=32).chunk == 1024
-    assert Runtime.resolve(side=64).chunk == 256
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    assert Runtime.resolve(side=side).chunk == chunk
 
 
 @pytest.mark.parametrize(("limit", "threads"), [("2", 2), ("", 3), ("0", 3), ("many", 3)])

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -26,9 +27,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: Compiling costs some ten seconds a graph. Below this many network passes (images) a run is over sooner without it.
 COMPILE_PAYS_FROM = 100_000
-#: Pixels per network pass. On a CPU a chunk's maps should stay in the shared cache (32 images of 32x32: 8 MB a map); on
-#: a GPU memory is the bound.
+#: Pixels of a network pass at most: more gained nothing on CPUs whose caches have room for it (benchmarks/levers.py).
 CPU_CHUNK_PIXELS, GPU_CHUNK_PIXELS = 32 * 32 * 32, 1024 * 32 * 32
+#: Of a map of 128 channels in bf16. The largest map takes about a quarter of a CPU's last cache at most, so that it is
+#: still there when it is used, or a 32nd of a GPU's memory, which holds all maps of a pass for its gradient.
+MAP_BYTES_PER_PIXEL = 128 * 2
 
 
 @dataclass(frozen=True)
@@ -70,14 +73,13 @@ class Runtime:
             UsageError: a value that this machine or torch cannot serve.
         """
         device = _resolve_device(device)
-        on_cpu = device == "cpu"
         small = is_small(passes, side)
         return cls(
             device=device,
             precision=_resolve_precision(precision, device, small),
             threads=_resolve_threads(threads),
             compile=_resolve_compile(compile, device, small),
-            chunk=_resolve_chunk(chunk, CPU_CHUNK_PIXELS if on_cpu else GPU_CHUNK_PIXELS, side),
+            chunk=_resolve_chunk(chunk, device, side),
         )
 
     def start(self) -> None:
@@ -170,12 +172,28 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _resolve_chunk(chunk: int | str, pixels: int, side: int) -> int:
+def _resolve_chunk(chunk: int | str, device: str, side: int) -> int:
     if chunk == "auto":
-        return max(8, 2 ** round(math.log2(pixels / side**2)))
+        return max(8, 2 ** round(math.log2(max(1, _chunk_pixels(device) / side**2))))
     if not str(chunk).isdecimal() or int(chunk) < 1:
         raise UsageError(f"runtime.chunk={chunk}: use auto or at least 1 image per pass")
     return int(chunk)
+
+
+def _chunk_pixels(device: str) -> float:
+    if device == "cpu":
+        cache = last_cache_bytes()
+        return min(CPU_CHUNK_PIXELS, cache / 4 / MAP_BYTES_PER_PIXEL) if cache else CPU_CHUNK_PIXELS
+    if device.startswith("cuda"):
+        memory = torch.cuda.get_device_properties(device).total_memory
+        return min(GPU_CHUNK_PIXELS, memory / 32 / MAP_BYTES_PER_PIXEL)
+    return GPU_CHUNK_PIXELS
+
+
+def last_cache_bytes(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int | None:
+    """The size of the first core's largest cache as Linux tells it (`32768K`); None where it does not."""
+    sizes = [path.read_text().strip() for path in folder.glob("index*/size")]
+    return max((int(size[:-1]) * 1024 for size in sizes if size[:-1].isdigit() and size.endswith("K")), default=None)
 
 
 def _resolve_compile(compile: bool | str, device: str, small: bool) -> bool:

@@ -18,6 +18,9 @@ from typing import Any, Protocol, TypeVar
 from ..errors import RunError, reason
 from ..runtime import Runtime
 
+#: What a process that has told its result may take to end by itself.
+SECONDS_TO_END = 30
+
 T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
 
@@ -67,7 +70,8 @@ def side_by_side(
                 elif kind == "failed":
                     raise RunError(told)
                 else:
-                    del working[connection]
+                    # It puts its own house in order before it ends: the compiler has helpers and semaphores.
+                    working.pop(connection).join(SECONDS_TO_END)
                     yield told
 
 
