@@ -18,8 +18,10 @@ import pytest
 import torch
 
 import potstill
+from potstill import runtime as runtime_module
 from potstill.config import resolve
 from potstill.errors import RunError, UsageError
+from potstill.run import scoring
 from potstill.run.progress import Reporter
 from potstill.run.scoring import evaluate_set
 from potstill.run.side_by_side import settle_at_once, side_by_side, waves
@@ -149,6 +151,28 @@ def test_scores_are_those_of_one_network_after_another(
     assert all("1 thread," in json.loads(path.read_text())["runtime"] for path in files)
     said = capsys.readouterr().err
     assert "2 threads, chunks of 512 images, 2 networks at once" in said and "evaluate 4/4, 0 s left" in said
+
+
+@pytest.mark.parametrize(("pays_from", "together"), [(0, [2, 1]), (10**9, [1, 1, 1])])
+def test_only_jobs_that_are_worth_it_get_processes_by_themselves(
+    pays_from: int,
+    together: list[int],
+    toy_dataset: LabelledDataset,
+    toy_set: SyntheticSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = []
+
+    def one_by_one(work: Any, runtime: Runtime, on_epoch: Any) -> Any:
+        found.append(len(work))
+        return (piece(runtime=runtime, on_epoch=on_epoch) for piece in work)
+
+    monkeypatch.setattr(scoring, "side_by_side", one_by_one)
+    monkeypatch.setattr(runtime_module, "COMPILE_PAYS_FROM", pays_from)
+    recipe = resolve({"evaluation": {"nets": 3, "epochs": 1}, "runtime": {**PLAIN, "threads": 2}})
+    assert evaluate_set(toy_set, toy_dataset.test, recipe, RunStore(tmp_path), QUIET).n_nets == 3
+    assert found == together
 
 
 @pytest.mark.parametrize("to_all", [True, False], ids=["Ctrl-C in a terminal", "SIGTERM to the command"])
