@@ -24,6 +24,7 @@ MB = 2**20
 def plain_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """No accelerator, bf16 in hardware, a compiler, a large cache, three usable cores and no limit on them."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 * 2**30))
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(module, "has_bf16", lambda device: device != "mps")
@@ -143,6 +144,14 @@ def test_chosen_values_are_kept() -> None:
 def test_wrong_values_are_refused_by_name(keys: dict, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         Runtime.resolve(**keys)
+
+
+def test_a_gpu_that_is_not_there_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert Runtime.resolve(device="cuda:1").device == "cuda:1"
+    with pytest.raises(UsageError, match="device='cuda:2': there are 2 CUDA devices, counted from 0"):
+        Runtime.resolve(device="cuda:2")
 
 
 @pytest.mark.parametrize("wanted", ["auto", True])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import torch
 import potstill
 from potstill import runtime as runtime_module
 from potstill.config import resolve
-from potstill.errors import RunError, UsageError
+from potstill.errors import DataError, Interrupted, MissingExtra, RunError, UsageError
 from potstill.run import scoring
 from potstill.run.progress import Reporter
 from potstill.run.scoring import evaluate_set
@@ -31,7 +33,7 @@ from potstill.spec import LabelledDataset
 from potstill.synthetic import SyntheticSet
 
 QUIET = Reporter(quiet=True)
-PLAIN = {"device": "cpu", "precision": "fp32", "compile": False}
+PLAIN = {"device": "cpu", "precision": "fp32", "compile": False, "chunk": 64}
 
 
 # --- who works together
@@ -76,56 +78,118 @@ def test_how_many_at_once_is_no_part_of_the_recipes_address() -> None:
 # --- processes
 
 
-def told(number: int, *, runtime: Runtime, on_epoch: Callable[[int, float], None]) -> tuple[int, int, int]:
+Told = Callable[[int, float], None]
+
+
+def told(data: bytes, number: int, *, runtime: Runtime, on_epoch: Told) -> tuple[int, int, int, int]:
     on_epoch(1, number / 2)
-    return number, runtime.threads, torch.get_num_threads()
+    return number, len(data), runtime.threads, torch.get_num_threads()
 
 
-def failing(*, runtime: Runtime, on_epoch: Callable[[int, float], None]) -> None:
-    raise RunError("training loss is nan in epoch 7")
+def working(path: Path, *, runtime: Runtime, on_epoch: Told) -> None:
+    """An endless training that leaves its process's number."""
+    path.with_suffix(".tmp").write_text(str(os.getpid()))
+    path.with_suffix(".tmp").rename(path)
+    while True:
+        on_epoch(1, 0.0)
+        time.sleep(0.05)
 
 
-def vanishing(*, runtime: Runtime, on_epoch: Callable[[int, float], None]) -> None:
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def failing(path: Path, *, runtime: Runtime, on_epoch: Told) -> None:
+    wait_for(path)
+    raise UsageError("depth=9: too deep for 8 x 8 images")
+
+
+def breaking(path: Path, *, runtime: Runtime, on_epoch: Told) -> None:
+    wait_for(path)
+    raise ZeroDivisionError("by none")
+
+
+def vanishing(path: Path, *, runtime: Runtime, on_epoch: Told) -> None:
+    wait_for(path)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def endless(path: Path, *, runtime: Runtime, on_epoch: Callable[[int, float], None]) -> None:
-    path.write_text(str(os.getpid()))
-    on_epoch(1, 0.0)
-    time.sleep(600)
-
-
 def test_results_and_progress_come_from_processes_with_their_own_threads() -> None:
+    """A megabyte of work each: more than a pipe holds."""
     epochs: list[tuple[int, float]] = []
     own = torch.get_num_threads()
-    found = list(
-        side_by_side([partial(told, 3), partial(told, 4)], Runtime(threads=2), lambda *epoch: epochs.append(epoch))
-    )
-    assert sorted(found) == [(3, 2, 2), (4, 2, 2)]
+    work = [partial(told, bytes(2**20), number) for number in (3, 4)]
+    found = list(side_by_side(work, Runtime(threads=2), lambda *epoch: epochs.append(epoch)))
+    assert sorted(found) == [(3, 2**20, 2, 2), (4, 2**20, 2, 2)]
     assert sorted(epochs) == [(1, 1.5), (1, 2.0)]
     assert torch.get_num_threads() == own
 
 
 @pytest.mark.parametrize(
-    ("work", "complaint"),
+    ("work", "kind", "complaint"),
     [
-        (failing, "^training loss is nan in epoch 7$"),
-        (vanishing, r"ended without a word \(exit code -9; .* evaluation\.at_once=1"),
+        (failing, UsageError, "^depth=9: too deep for 8 x 8 images$"),
+        (breaking, RunError, "^ZeroDivisionError: by none$"),
+        (vanishing, RunError, r"ended without a word \(exit code -9; .* evaluation\.at_once=1"),
     ],
 )
-def test_a_failure_is_told_and_ends_the_others(work: Any, complaint: str, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=complaint):
-        list(side_by_side([partial(endless, tmp_path / "pid"), work], Runtime(), lambda *_: None))
-    if (tmp_path / "pid").exists():  # it may have been ended before it got so far
-        assert not is_running(int((tmp_path / "pid").read_text()))
+def test_a_failure_is_told_and_ends_the_others(
+    work: Any, kind: type, complaint: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pid"
+    with pytest.raises(kind, match=complaint):
+        list(side_by_side([partial(working, path), partial(work, path)], Runtime(), lambda *_: None))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(path.read_text()), 0)
+    assert ("Traceback" in capfd.readouterr().err) == (work is breaking)
 
 
-def is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
+class Bomb:
+    """Ends the process that unpacks it."""
+
+    def __reduce__(self) -> tuple[Any, tuple[int]]:
+        return os._exit, (7,)
+
+
+def test_a_process_that_ends_before_it_has_its_work_is_told_too() -> None:
+    with pytest.raises(RunError, match=r"ended without a word \(exit code 7;"):
+        list(side_by_side([partial(told, Bomb(), 1), partial(told, bytes(2**22), 2)], Runtime(), lambda *_: None))
+
+
+BLOCKED = """
+import signal
+from functools import partial
+from potstill.run.side_by_side import side_by_side
+from potstill.runtime import Runtime
+from test_side_by_side import blocked
+
+if __name__ == "__main__":
+    print(*side_by_side([blocked, blocked], Runtime(), print), signal.pthread_sigmask(signal.SIG_BLOCK, []))
+"""
+
+
+def blocked(*, runtime: Runtime, on_epoch: Told) -> bool:
+    return {signal.SIGINT, signal.SIGTERM} <= signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals cannot be held back here")
+def test_no_process_sees_a_signal_not_even_the_first_of_a_command(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(BLOCKED)
+    places = [Path(potstill.__file__).parents[1], Path(__file__).parent]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["True", "True", "set()"], done.stderr
+
+
+@pytest.mark.parametrize("kind", [RunError, UsageError, DataError, Interrupted, partial(MissingExtra, extra="hub")])
+def test_errors_keep_their_kind_and_words_on_the_way(kind: Any) -> None:
+    error = kind("reading")
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again)) == (type(error), str(error))
 
 
 # --- the stage that uses them
@@ -150,7 +214,7 @@ def test_scores_are_those_of_one_network_after_another(
     assert [path.name for path in files] == [path.name for path in sorted(RunStore(tmp_path / "a").scores.iterdir())]
     assert all("1 thread," in json.loads(path.read_text())["runtime"] for path in files)
     said = capsys.readouterr().err
-    assert "2 threads, chunks of 512 images, 2 networks at once" in said and "evaluate 4/4, 0 s left" in said
+    assert "2 threads, chunks of 64 images, 2 networks at once" in said and "evaluate 4/4, 0 s left" in said
 
 
 @pytest.mark.parametrize(("pays_from", "together"), [(0, [2, 1]), (10**9, [1, 1, 1])])
@@ -175,6 +239,7 @@ def test_only_jobs_that_are_worth_it_get_processes_by_themselves(
     assert found == together
 
 
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are counted as Linux shows them")
 @pytest.mark.parametrize("to_all", [True, False], ids=["Ctrl-C in a terminal", "SIGTERM to the command"])
 def test_an_interrupted_evaluation_leaves_no_process_and_a_clean_message(
     to_all: bool, toy_dataset: LabelledDataset, toy_set: SyntheticSet, tmp_path: Path
@@ -189,31 +254,34 @@ def test_an_interrupted_evaluation_leaves_no_process_and_a_clean_message(
     command += ["--nets", "2", "--at-once", "2", "--threads", "2", "--compile", "false", "--precision", "fp32"]
     environment = {**os.environ, "PYTHONPATH": str(Path(potstill.__file__).parents[1])}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while len(group(process.pid)) < 3:  # the command and its two processes
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.05)
-    time.sleep(1)
-    if to_all:
-        os.killpg(process.pid, signal.SIGINT)
-    else:
-        process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors.splitlines()[-1].startswith("potstill: interrupted; what is finished of the scores is kept")
-    assert "Traceback" not in errors
-    assert group(process.pid) == []
+    try:
+        deadline = time.monotonic() + 120
+        while len(session(process.pid)) < 3:  # the command and its two processes
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(1)
+        if to_all:
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 130
+        assert errors.splitlines()[-1].startswith("potstill: interrupted; what is finished of the scores is kept")
+        assert "Traceback" not in errors
+        assert session(process.pid) == []
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
-def group(session: int) -> list[int]:
-    """The training processes of a session: every one but the helper that multiprocessing keeps."""
+def session(leader: int) -> list[int]:
+    """The processes of a session, without the helper that multiprocessing keeps."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            try:
+            with suppress(ProcessLookupError, FileNotFoundError):
                 words = (entry / "cmdline").read_bytes().decode()
-                if os.getsid(int(entry.name)) == session and "resource_tracker" not in words and words:
+                if os.getsid(int(entry.name)) == leader and words and "resource_tracker" not in words:
                     found.append(int(entry.name))
-            except (ProcessLookupError, FileNotFoundError):
-                continue
     return found

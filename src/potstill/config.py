@@ -82,7 +82,7 @@ class RuntimeConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How the set is scored, see `evaluation.evaluate`.
+    """How the set is scored, see `run.scoring`.
 
     Attributes:
         epochs: replaces the protocol's own number.

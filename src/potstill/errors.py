@@ -35,6 +35,10 @@ class MissingExtra(PotstillError, ImportError):
 
     def __init__(self, purpose: str, extra: str):
         super().__init__(f"{purpose} needs an optional dependency: pip install 'potstill[{extra}]'")
+        self.purpose, self.extra = purpose, extra
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:  # errors travel between processes
+        return type(self), (self.purpose, self.extra)
 
 
 class Interrupted(PotstillError):

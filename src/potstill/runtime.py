@@ -30,7 +30,8 @@ COMPILE_PAYS_FROM = 100_000
 #: Pixels of a network pass at most: more gained nothing on CPUs whose caches have room for it (benchmarks/levers.py).
 CPU_CHUNK_PIXELS, GPU_CHUNK_PIXELS = 32 * 32 * 32, 1024 * 32 * 32
 #: Of a map of 128 channels in bf16. The largest map takes about a quarter of a CPU's last cache at most, so that it is
-#: still there when it is used, or a 32nd of a GPU's memory, which holds all maps of a pass for its gradient.
+#: still there when it is used, or a 32nd of a GPU's memory, which holds all maps of a pass for its gradient. Eight
+#: images go together always.
 MAP_BYTES_PER_PIXEL = 128 * 2
 
 
@@ -134,6 +135,8 @@ def _resolve_device(device: str) -> str:
         raise UsageError(f"device={device!r}: use auto, cpu, cuda, cuda:N or mps")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device={device!r}: this torch sees no CUDA device; use --device cpu")
+    if kind == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device={device!r}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UsageError(f"device={device!r}: this torch sees no MPS device; use --device cpu")
     return device

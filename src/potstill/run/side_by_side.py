@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import pickle
 import signal
+import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, TypeVar
 
-from ..errors import RunError, reason
+from ..errors import PotstillError, RunError, reason
 from ..runtime import Runtime
 
-#: What a process that has told its result may take to end by itself.
-SECONDS_TO_END = 30
+#: What a process may take to end by itself once it has told its result or nobody listens any more.
+SECONDS_TO_END = 5
 
 T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
@@ -54,7 +55,7 @@ def side_by_side(
         runtime: of each process, see `waves`.
         on_epoch: called here, with what any of them reports.
     Raises:
-        RunError: what went wrong in one of them, or that it ended without a word. The others are ended.
+        PotstillError: what went wrong in one of them, or that it ended without a word. The others are ended.
     """
     if len(work) == 1:
         runtime.start()
@@ -68,10 +69,9 @@ def side_by_side(
                 if kind == "epoch":
                     on_epoch(*told)
                 elif kind == "failed":
-                    raise RunError(told)
+                    raise told
                 else:
-                    # It puts its own house in order before it ends: the compiler has helpers and semaphores.
-                    working.pop(connection).join(SECONDS_TO_END)
+                    del working[connection]
                     yield told
 
 
@@ -81,30 +81,41 @@ def _processes(work: Sequence[Work[Any]], runtime: Runtime) -> Iterator[dict[Con
     context = get_context("spawn")  # a fork would inherit the locks of torch's threads
     started: dict[Connection, BaseProcess] = {}
     try:
-        for piece in work:
-            ours, theirs = context.Pipe(duplex=False)
-            # Packed here, so that tensors travel by value: shared memory is small in many containers.
-            process = context.Process(target=_serve, args=(theirs, pickle.dumps((piece, runtime))), daemon=True)
-            with _deaf_to_interrupts():
+        with _signals_held_back():
+            for _ in work:
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(theirs,), daemon=True)
                 process.start()
-            theirs.close()
-            started[ours] = process
+                theirs.close()
+                started[ours] = process
+        for connection, piece in zip(started, work, strict=True):
+            # Packed here, so that tensors travel by value: shared memory is small in many containers.
+            with suppress(ConnectionError):  # it has ended: what follows is told when it is listened to
+                connection.send_bytes(pickle.dumps((piece, runtime)))
         yield dict(started)
     finally:
-        for process in started.values():
-            process.terminate()
-        for connection, process in started.items():
-            process.join()
-            connection.close()
+        for connection in started:
+            connection.close()  # one that still works notices when it tells its next epoch
+        try:
+            for process in started.values():
+                process.join(SECONDS_TO_END)
+        finally:
+            for process in started.values():
+                process.kill()
+                process.join()
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """What is started here never sees Ctrl-C, which a terminal sends to all: this process ends the others itself."""
+def _signals_held_back() -> Iterator[None]:
+    """SIGINT and SIGTERM wait until the block is over; processes started in it never see them.
+
+    A terminal sends Ctrl-C to all of them, but it is this process that decides and ends the others.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    resource_tracker.ensure_running()  # started with the first process, it would let the signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
@@ -114,23 +125,26 @@ def _deaf_to_interrupts() -> Iterator[None]:
 def _receive(connection: Connection, process: BaseProcess) -> tuple[str, Any]:
     try:
         return connection.recv()
-    except EOFError:
+    except (EOFError, ConnectionError):
         process.join()
-        return "failed", (
+        return "failed", RunError(
             f"a process that trained a network ended without a word (exit code {process.exitcode}; -9 is often a lack "
             "of memory): train fewer at once, evaluation.at_once=1 for one"
         )
 
 
-def _serve(connection: Connection, packed: bytes) -> None:
-    """The other process: unpack, work, tell."""
-    with suppress(BrokenPipeError):  # the one who asked is gone
+def _serve(connection: Connection) -> None:
+    """The other process: receive, work, tell."""
+    with suppress(EOFError, ConnectionError):  # the one who asked is gone
+        piece, runtime = pickle.loads(connection.recv_bytes())
+        runtime.start()
         try:
-            piece, runtime = pickle.loads(packed)
-            runtime.start()
             told = "done", piece(runtime=runtime, on_epoch=lambda *epoch: connection.send(("epoch", epoch)))
-        except BrokenPipeError:
+        except ConnectionError:
             raise
+        except PotstillError as error:
+            told = "failed", error
         except Exception as error:
-            told = "failed", reason(error)
+            traceback.print_exc()
+            told = "failed", RunError(reason(error))
         connection.send(told)
