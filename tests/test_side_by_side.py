@@ -20,10 +20,10 @@ import pytest
 import torch
 
 import potstill
-from potstill import runtime as runtime_module
 from potstill.config import resolve
 from potstill.errors import DataError, Interrupted, MissingExtra, RunError, UsageError
 from potstill.run import scoring
+from potstill.run import side_by_side as module
 from potstill.run.progress import Reporter
 from potstill.run.scoring import evaluate_set
 from potstill.run.side_by_side import settle_at_once, side_by_side, waves
@@ -59,10 +59,11 @@ def test_those_together_share_the_threads_and_the_last_has_them_all(
 
 
 def test_long_jobs_on_a_cpu_use_a_process_for_each_thread() -> None:
-    assert settle_at_once("auto", Runtime(threads=4), small=False) == 4
-    assert settle_at_once("auto", Runtime(threads=4), small=True) == 1
-    assert settle_at_once("auto", Runtime("cuda", threads=4), small=False) == 1
-    assert settle_at_once("3", Runtime("cuda", threads=1), small=True) == 3
+    long, short = {"passes": 4_000_000, "side": 16}, {"passes": 3_999_999, "side": 16}
+    assert settle_at_once("auto", Runtime(threads=4), **long) == 4
+    assert settle_at_once("auto", Runtime(threads=4), **short) == 1
+    assert settle_at_once("auto", Runtime("cuda", threads=4), **long) == 1
+    assert settle_at_once("3", Runtime("cuda", threads=1), **short) == 3
 
 
 @pytest.mark.parametrize("value", [0, -1, "all", 1.5])
@@ -217,7 +218,7 @@ def test_scores_are_those_of_one_network_after_another(
     assert "2 threads, chunks of 64 images, 2 networks at once" in said and "evaluate 4/4, 0 s left" in said
 
 
-@pytest.mark.parametrize(("pays_from", "together"), [(0, [2, 1]), (10**9, [1, 1, 1])])
+@pytest.mark.parametrize(("pays_from", "together"), [(3, [2, 1]), (4, [1, 1, 1])])
 def test_only_jobs_that_are_worth_it_get_processes_by_themselves(
     pays_from: int,
     together: list[int],
@@ -226,6 +227,7 @@ def test_only_jobs_that_are_worth_it_get_processes_by_themselves(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """6 images of 8x8, one epoch, 3 networks, forward and backward: as 54 forward passes, or 3.4 of 32x32."""
     found = []
 
     def one_by_one(work: Any, runtime: Runtime, on_epoch: Any) -> Any:
@@ -233,7 +235,7 @@ def test_only_jobs_that_are_worth_it_get_processes_by_themselves(
         return (piece(runtime=runtime, on_epoch=on_epoch) for piece in work)
 
     monkeypatch.setattr(scoring, "side_by_side", one_by_one)
-    monkeypatch.setattr(runtime_module, "COMPILE_PAYS_FROM", pays_from)
+    monkeypatch.setattr(module, "PROCESSES_PAY_FROM", pays_from)
     recipe = resolve({"evaluation": {"nets": 3, "epochs": 1}, "runtime": {**PLAIN, "threads": 2}})
     assert evaluate_set(toy_set, toy_dataset.test, recipe, RunStore(tmp_path), QUIET).n_nets == 3
     assert found == together

@@ -74,7 +74,7 @@ class Runtime:
             UsageError: a value that this machine or torch cannot serve.
         """
         device = _resolve_device(device)
-        small = is_small(passes, side)
+        small = passes * side * side < COMPILE_PAYS_FROM * 32 * 32
         return cls(
             device=device,
             precision=_resolve_precision(precision, device, small),
@@ -115,11 +115,6 @@ class Runtime:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def is_small(passes: int, side: int) -> bool:
-    """Whether a job of so many network passes (images of `side`) is over before compiling or new processes are."""
-    return passes * side * side < COMPILE_PAYS_FROM * 32 * 32
 
 
 def _resolve_device(device: str) -> str:

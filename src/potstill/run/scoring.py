@@ -14,7 +14,6 @@ from ..config import Recipe
 from ..errors import DataError
 from ..evaluation import Score, Scores, evaluate_once, evaluation_seeds, protocol_schedule
 from ..files import write_atomically
-from ..runtime import is_small
 from ..spec import DatasetSpec, LabelledDataset, Split
 from ..synthetic import SyntheticSet
 from .environment import commit, device_name
@@ -85,13 +84,13 @@ def _evaluate(
     """A score per network in `folder`; those of the same content (`facts["set_hash"]`) that lie there are kept."""
     config = recipe.evaluation
     epochs = protocol_schedule(config.protocol, config.epochs).epochs
-    passes = 3 * len(train) * epochs * config.nets
-    runtime = recipe.runtime.resolve(passes=passes, side=spec.shape[1])
+    side, passes = spec.shape[1], 3 * len(train) * epochs
+    runtime = recipe.runtime.resolve(passes=passes * config.nets, side=side)
     seeds = evaluation_seeds(config.seed, config.network, config.nets)
     paths = {seed: folder / score_name(config.network, config.protocol, epochs, seed) for seed in seeds}
     scores = {seed: _read_score(path, facts["set_hash"]) for seed, path in paths.items()}
     missing = [seed for seed, score in scores.items() if score is None]
-    at_once = settle_at_once(config.at_once, runtime, small=is_small(passes, spec.shape[1]))
+    at_once = settle_at_once(config.at_once, runtime, passes=passes * len(missing), side=side)
     together = min(at_once, len(missing))
     reporter.say(
         f"{stage_name}: {config.nets} x {config.network}, protocol {config.protocol}, {epochs} epochs of "
