@@ -27,7 +27,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: Compiling costs some ten seconds a graph. Below this many network passes (images) a run is over sooner without it.
 COMPILE_PAYS_FROM = 100_000
-#: Pixels of a network pass at most: more gained nothing on a CPU whose cache has room for it (docs/performance.md).
+#: Pixels of a network pass at most. Larger ones gained nothing on one CPU and up to 11 % on another, not used yet
+#: (docs/performance.md).
 CPU_CHUNK_PIXELS, GPU_CHUNK_PIXELS = 32 * 32 * 32, 1024 * 32 * 32
 #: Of a map of 128 channels in bf16. The largest map takes about a quarter of a CPU's last cache at most, so that it is
 #: still there when it is used, or a 32nd of a GPU's memory, which holds all maps of a pass for its gradient. Eight
