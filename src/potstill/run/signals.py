@@ -26,7 +26,11 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def interruptible(kept: str) -> Iterator[None]:
-    """SIGINT and SIGTERM end the block at once as `Interrupted`; files are written atomically, so `kept` stays."""
+    """SIGINT and SIGTERM end the block at once as `Interrupted`; files are written atomically: what is finished stays.
+
+    Args:
+        kept: what the block makes piece by piece, for the message.
+    """
 
     def stop(_number: int, _frame: Any) -> None:
         raise Interrupted(f"interrupted; what is finished of {kept} is kept, run the same command to go on")
