@@ -71,25 +71,6 @@ def test_every_chunk_has_one_shape_and_every_image_is_there_once() -> None:
     assert all(torch.equal(piece.uniform, piece.images + 100) for piece in pieces)
 
 
-@pytest.mark.parametrize(
-    ("count", "size", "multiple", "pieces", "expected"),
-    [
-        (400, 32, 1, 13, 31),
-        (400, 32, 2, 13, 32),
-        (400, 31, 2, 13, 31),
-        (64, 32, 1, 2, 32),
-        (5, 32, 4, 1, 5),
-        (33, 32, 1, 2, 17),
-    ],
-)
-def test_chunks_are_as_even_as_their_number_allows(
-    count: int, size: int, multiple: int, pieces: int, expected: int
-) -> None:
-    found = chunks(torch.zeros(count, 1, 2, 2), torch.zeros(count, 3), size, multiple=multiple)
-    assert [len(piece.images) for piece in found] == [expected] * pieces
-    assert sum(piece.filled for piece in found) == count
-
-
 def test_real_features_carry_no_gradient_and_synthetic_ones_do(toy_dataset: LabelledDataset) -> None:
     extractor = Extractor(small_network(toy_dataset.spec), toy_dataset.spec, Runtime())
     pixels = (toy_dataset.train.images[:3] / 255).requires_grad_()

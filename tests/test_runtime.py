@@ -35,13 +35,13 @@ def plain_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_long_job_on_a_cpu_is_compiled_in_bf16() -> None:
-    expected = Runtime(device="cpu", precision="bf16", threads=3, compile=True, chunk=32)
+    expected = Runtime(device="cpu", precision="bf16", threads=3, compile=True, chunk=128)
     assert Runtime.resolve(**LONG) == expected
 
 
 def test_a_short_job_is_the_plain_oracle() -> None:
     """Compiling takes longer than 100,000 passes of 32x32 images do."""
-    assert Runtime.resolve(passes=99_999, threads=1) == Runtime(chunk=32)
+    assert Runtime.resolve(passes=99_999, threads=1) == Runtime(chunk=128)
     assert Runtime.resolve(passes=100_000).compile
     assert Runtime.resolve(passes=100_000).precision == "bf16"
 
@@ -76,19 +76,29 @@ def test_the_fastest_device_is_taken(cuda: bool, mps: bool, device: str, monkeyp
     assert Runtime.resolve(device="cpu").device == "cpu"
 
 
-@pytest.mark.parametrize(("side", "chunk"), [(32, 32), (28, 32), (16, 128), (8, 512), (64, 8), (224, 8)])
+@pytest.mark.parametrize(("side", "chunk"), [(32, 128), (28, 128), (16, 512), (8, 2048), (64, 32), (224, 8)])
 @pytest.mark.parametrize("cache", [None, 32 * MB, 300 * MB])
-def test_chunks_on_a_cpu_are_small(cache: int | None, side: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A power of two near 32 images of 32x32 in pixels, but never below 8."""
+def test_chunks_on_a_cpu_follow_the_image_side(
+    cache: int | None, side: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power of two near 128 images of 32x32 in pixels, but never below 8."""
     monkeypatch.setattr(module, "last_cache_bytes", lambda: cache)
     assert Runtime.resolve(device="cpu", side=side).chunk == chunk
 
 
-@pytest.mark.parametrize(("cache", "chunk"), [(16 * MB, 16), (8 * MB, 8), (1 * MB, 8)])
+@pytest.mark.parametrize(("cache", "chunk"), [(16 * MB, 64), (8 * MB, 32), (1 * MB, 8)])
 def test_chunks_are_smaller_where_the_last_cache_is(cache: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A map of 16 images of 32x32, 128 channels and two bytes, is 4 MB: a quarter of 16."""
+    """A map of 64 images of 32x32, 128 channels and two bytes, is 16 MB."""
     monkeypatch.setattr(module, "last_cache_bytes", lambda: cache)
     assert Runtime.resolve(device="cpu", side=32).chunk == chunk
+
+
+@pytest.mark.parametrize(
+    ("count", "chunk", "threads", "expected"),
+    [(400, 32, 1, 31), (400, 32, 2, 32), (400, 31, 2, 31), (64, 32, 1, 32), (5, 32, 4, 5), (33, 32, 1, 17)],
+)
+def test_passes_are_as_even_as_their_number_allows(count: int, chunk: int, threads: int, expected: int) -> None:
+    assert Runtime(chunk=chunk, threads=threads).chunk_of(count) == expected
 
 
 def test_the_last_cache_is_the_largest_that_the_system_tells_of(tmp_path: Path) -> None:

@@ -92,10 +92,25 @@ def test_step_has_the_gradient_of_the_mean_cross_entropy(toy_colour: LabelledDat
 
 
 def test_ragged_last_batch_counts_like_the_others(toy_dataset: LabelledDataset) -> None:
-    """20 images in batches of 8 leave one of 4, itself in chunks of 3 and a filled one."""
+    """20 images in batches of 8 leave one of 4; 8 are three passes of 3, the last filled up, and 4 two of 2."""
     schedule = replace(PLAIN, epochs=2)
     found = weights_after(toy_dataset, schedule, Runtime(chunk=3))
     torch.testing.assert_close(found, weights_after(toy_dataset, schedule), rtol=1e-3, atol=1e-5)
+
+
+def test_every_batch_is_cut_evenly(toy_dataset: LabelledDataset) -> None:
+    """A batch of 12 with chunks of 8 at most is two passes of 6; the last, of 8, is one: nothing is filled up."""
+    network, passed = small_network(toy_dataset.spec), []
+    network.register_forward_pre_hook(lambda _module, arguments: passed.append(len(arguments[0])))
+    fit(
+        network,
+        toy_dataset.train.subset(torch.arange(20)),
+        toy_dataset.spec,
+        replace(PLAIN, batch=12),
+        Runtime(chunk=8),
+        seed=0,
+    )
+    assert passed == [6, 6, 8]
 
 
 OPTIMISERS = {

@@ -7,7 +7,6 @@ time, while the chunk's maps are still near the core.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
@@ -66,7 +65,7 @@ class Extractor:
         embed = partial(checkpoint, self._embed_chunk, use_reentrant=False) if recompute else self._embed_chunk
         features = [
             embed(chunk.images, draw.operations, chunk.uniform)[: chunk.filled]
-            for chunk in chunks(images.to(device), uniform, self.runtime.chunk, multiple=self.runtime.threads)
+            for chunk in chunks(images.to(device), uniform, self.runtime.chunk_of(len(images)))
         ]
         return torch.cat(features)
 
@@ -83,15 +82,9 @@ class Chunk(NamedTuple):
     filled: int
 
 
-def chunks(images: Tensor, uniform: Tensor, size: int, *, multiple: int = 1) -> list[Chunk]:
-    """Split into pieces of one size (compiled graphs have static shapes); the last is filled up by repetition.
-
-    At most `size`, and as small as the same number of pieces allows, so that little is computed for nothing: 400 images
-    are 13 chunks of 31 rather than of 32. A size is a `multiple`, where it can be: threads share a chunk evenly.
-    """
-    pieces = math.ceil(len(images) / size)
-    even = math.ceil(len(images) / pieces / multiple) * multiple
-    size, found = min(even, size, len(images)), []
+def chunks(images: Tensor, uniform: Tensor, size: int) -> list[Chunk]:
+    """Pieces of exactly `size` images, as `Runtime.chunk_of` gives it; the last is filled up by repetition."""
+    found = []
     # One split, not a slice per chunk: the gradient of a slice is as large as the whole set.
     for x, u in zip(images.split(size), uniform.split(size), strict=True):
         filled = len(x)

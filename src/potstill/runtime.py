@@ -27,12 +27,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: Compiling costs some ten seconds a graph. Below this many network passes (images) a run is over sooner without it.
 COMPILE_PAYS_FROM = 100_000
-#: Pixels of a network pass at most. Larger ones gained nothing on one CPU and up to 11 % on another, not used yet
-#: (docs/performance.md).
-CPU_CHUNK_PIXELS, GPU_CHUNK_PIXELS = 32 * 32 * 32, 1024 * 32 * 32
-#: Of a map of 128 channels in bf16. The largest map takes about a quarter of a CPU's last cache at most, so that it is
-#: still there when it is used, or a 32nd of a GPU's memory, which holds all maps of a pass for its gradient. Eight
-#: images go together always.
+#: Pixels of a network pass at most. On a CPU twice as many gained up to 5 % more, and hold twice the memory.
+CPU_CHUNK_PIXELS, GPU_CHUNK_PIXELS = 128 * 32 * 32, 1024 * 32 * 32
+#: Of a map of 128 channels in bf16. The largest map fills a CPU's last cache at most (docs/performance.md has chunk
+#: sizes measured), or a 32nd of a GPU's memory, which holds all maps of a pass for its gradient. Eight images go
+#: together always.
 MAP_BYTES_PER_PIXEL = 128 * 2
 
 
@@ -45,7 +44,7 @@ class Runtime:
         precision: "fp32", or "bf16" for autocast in the network passes (losses and statistics stay fp32).
         threads: threads of one process on a CPU.
         compile: whether network passes and augmentation go through torch.compile.
-        chunk: images per network pass.
+        chunk: images per network pass at most.
     """
 
     device: str = "cpu"
@@ -96,6 +95,17 @@ class Runtime:
             keep_freed_memory()
             if self.compile and self.precision == "bf16" and (path := compiler.find_compiler()):
                 native.load(path)
+
+    def chunk_of(self, count: int) -> int:
+        """Images in a pass when `count` are to go through in passes of one size: compiled graphs have static shapes.
+
+        At most `chunk`, and as few as the same number of passes allows, so that little is computed for nothing: 400
+        images are 13 passes of 31 rather than of 32. A multiple of the threads, where it can be: they share a pass
+        evenly.
+        """
+        passes = math.ceil(count / self.chunk)
+        even = math.ceil(count / passes / self.threads) * self.threads
+        return min(even, self.chunk, count)
 
     def compiled(self, function: F) -> F:
         """`function` through torch.compile with static shapes, or itself where compiling is off."""
@@ -182,7 +192,7 @@ def _resolve_chunk(chunk: int | str, device: str, side: int) -> int:
 def _chunk_pixels(device: str) -> float:
     if device == "cpu":
         cache = last_cache_bytes()
-        return min(CPU_CHUNK_PIXELS, cache / 4 / MAP_BYTES_PER_PIXEL) if cache else CPU_CHUNK_PIXELS
+        return min(CPU_CHUNK_PIXELS, cache / MAP_BYTES_PER_PIXEL) if cache else CPU_CHUNK_PIXELS
     if device.startswith("cuda"):
         memory = torch.cuda.get_device_properties(device).total_memory
         return min(GPU_CHUNK_PIXELS, memory / 32 / MAP_BYTES_PER_PIXEL)

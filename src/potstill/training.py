@@ -144,7 +144,7 @@ class _Step:
         return x, targets, (kept / size).expand(size, 2)
 
     def _chunk(self, size: int) -> int:
-        return size if self.network.couples_batch else min(self.runtime.chunk, size)
+        return size if self.network.couples_batch else self.runtime.chunk_of(size)
 
 
 def _prepare(
