@@ -4,7 +4,7 @@
 
 Every measurement is a process of its own, in turn without and with; medians. Where a ratio needs a reason it is here
 too: convolutions by memory layout, and the operations of a step with a filled bank by time. `--one chunks` compares
-chunk sizes.
+chunk sizes, again each in processes of its own and in turn.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from potstill.run.environment import commit, cpu_name
 from potstill.runtime import Runtime
 from potstill.training import Schedule, fit
 
-NOW = Runtime(precision="bf16", compile=True, threads=1, chunk=32)
+NOW = Runtime(precision="bf16", compile=True, threads=1, chunk=128)
 
 
 def main() -> None:
@@ -42,7 +42,11 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--one", choices=MEASURED, help="one measurement, printed (used by this script itself)")
     parser.add_argument("--with-levers", action="store_true")
+    parser.add_argument("--chunk", type=int, help="one size's rates (used by this script itself)")
     options = parser.parse_args()
+    if options.chunk:
+        print(json.dumps(rates(True, options.chunk)))
+        return
     if options.one:
         print(json.dumps(MEASURED[options.one](options.with_levers)))
         return
@@ -71,7 +75,12 @@ def paired(name: str, pairs: int) -> dict:
 
 
 def apart(name: str, levers: bool) -> dict:
-    command = [sys.executable, __file__, "--one", name, *(["--with-levers"] if levers else [])]
+    return printed("--one", name, *(["--with-levers"] if levers else []))
+
+
+def printed(*arguments: str) -> dict:
+    """What this script prints as a process of its own."""
+    command = [sys.executable, __file__, *arguments]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
 
@@ -100,8 +109,15 @@ def rates(levers: bool, chunk: int = NOW.chunk) -> dict:
 
 
 def chunks(_levers: bool) -> dict:
-    """The rates by images per chunk."""
-    return {str(size): rates(True, size) for size in (8, 16, 32, 64, 128)}
+    """The rates by images per chunk: median, least and most of five processes each."""
+    sizes = ("16", "32", "64", "128", "256")
+    rounds = [{size: printed("--chunk", size) for size in sizes} for _ in range(5)]
+
+    def spread(size: str, act: str) -> dict:
+        found = [round(one[size][act], 1) for one in rounds]
+        return {"median": median(found), "min": min(found), "max": max(found)}
+
+    return {size: {act: spread(size, act) for act in rounds[0][size]} for size in sizes}
 
 
 def plain(levers: bool) -> dict:
