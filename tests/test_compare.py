@@ -51,6 +51,24 @@ def test_every_method_ipc_and_seed_gets_a_folder_and_scores(toy_dataset: Labelle
     assert len({o.folder for o in outcomes}) == 8
 
 
+def test_one_comparison_holds_several_factors_and_whole_images_once(
+    toy_dataset: LabelledDataset, tmp_path: Path
+) -> None:
+    """Gains of all of them are over the better Random row, whatever its factor."""
+    methods = ["random", "random_mix", "dsdm"]
+    outcomes = compared(toy_dataset, tmp_path, methods=methods, factors=[(2, 2), (3, 1)])
+    names = ["random-ipc1-seed0"] + [f"{m}-ipc1-factor{f}-seed0" for m in methods[1:] for f in ("2", "3x1")]
+    assert [o.folder.name for o in outcomes] == names and not any(o.failure for o in outcomes)
+    rows = make_rows(collect(tmp_path))
+    assert [(row.method, row.factor) for row in rows] == [
+        ("random", (1, 1)),
+        *((method, factor) for method in ("random_mix", "dsdm") for factor in ((2, 2), (3, 1))),
+    ]
+    best = max(row.mean or 0.0 for row in rows[:3])
+    assert [row.gain for row in rows] == [None] * 3 + [pytest.approx((row.mean or 0.0) - best) for row in rows[3:]]
+    assert compared(toy_dataset, tmp_path, methods=["dsdm"])[0].folder.name == "dsdm-ipc1-factor2-seed0"
+
+
 def test_all_sets_are_scored_by_the_same_networks(toy_dataset: LabelledDataset, tmp_path: Path) -> None:
     outcomes = compared(toy_dataset, tmp_path)
     seeds = [[score.seed for score in o.scores.scores] for o in outcomes if o.scores]
@@ -102,7 +120,7 @@ def test_an_evaluation_that_fails_is_noted_too(
 
 def test_a_run_that_another_process_holds_gets_no_note(toy_dataset: LabelledDataset, tmp_path: Path) -> None:
     compared(toy_dataset, tmp_path)
-    with RunStore(tmp_path / "dsdm-ipc1-seed0").locked():
+    with RunStore(tmp_path / "dsdm-ipc1-factor2-seed0").locked():
         outcomes = compared(toy_dataset, tmp_path)
     assert [bool(o.failure) for o in outcomes] == [False, True]
     assert "another process is working on this run" in outcomes[1].failure
@@ -289,6 +307,20 @@ def test_the_command_prints_the_points_of_its_curves(tmp_path: Path, capsys: pyt
     assert json.loads(capsys.readouterr().out)["curves"] == [curve]
 
 
+def test_the_command_takes_lists_of_ipcs_and_factors(tmp_path: Path) -> None:
+    words = ["compare", "--dataset", "digits", "--methods", "random,random_mix", "--nets", "1", "--epochs", "1", "-q"]
+    assert main([*words, "--ipc", "1,2", "--factors", "1,2x3", "--out", str(tmp_path)]) == 0
+    mixes = {f"random_mix-ipc{ipc}-factor{factor}-seed0" for ipc in (1, 2) for factor in ("1", "2x3")}
+    assert {p.name for p in tmp_path.iterdir()} == mixes | {"random-ipc1-seed0", "random-ipc2-seed0"}
+
+
+@pytest.mark.parametrize("words", [["--factors", "2x"], ["--factors", ","], ["--factors", "1x2x3"], ["--ipc", "ten"]])
+def test_a_list_that_is_none_is_refused(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", "--dataset", "digits", *words, "--out", str(tmp_path)])
+    assert ended.value.code == 2 and repr(words[1]) in capsys.readouterr().err
+
+
 def test_the_command_prints_one_table_and_the_reasons_of_failures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -299,4 +331,5 @@ def test_the_command_prints_one_table_and_the_reasons_of_failures(
     words = set(printed.split())
     assert {"failed:", "nan;"} <= words
     assert len(re.findall(r"seed [01]:", printed)) == 2
-    assert {p.name for p in tmp_path.iterdir()} == {f"{m}-ipc1-seed{s}" for m in ("random", "dsdm") for s in (0, 1)}
+    names = {f"{m}-seed{s}" for m in ("random-ipc1", "dsdm-ipc1-factor2") for s in (0, 1)}
+    assert {p.name for p in tmp_path.iterdir()} == names

@@ -63,6 +63,7 @@ def test_a_result_has_its_shape_for_gray_and_colour_at_every_small_ipc_and_facto
     assert small.images.shape == (data.spec.num_classes, ipc, *data.spec.shape)
     assert small.images.dtype == torch.float32
     assert small.images.isfinite().all()
+    assert small.factor == (factor if METHODS[name].uses_factor else (1, 1))
     assert small.classes == tuple(range(data.spec.num_classes))
 
 

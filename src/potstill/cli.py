@@ -103,12 +103,17 @@ def _verb(verbs: Any, name: str, run: Callable[[Any], None], text: str, *, takes
     return parser
 
 
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
+def _add_recipe(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     parser.add_argument(
         "--config", metavar="RECIPE", help="recipe file, or the name of a shipped one (potstill list recipes)"
     )
     parser.add_argument("--dataset", metavar="NAME|PATH", help="a known name, a folder of images or an .npz")
-    parser.add_argument("--ipc", type=int, help="stored images per class")
+    if several:
+        parser.add_argument(
+            "--ipc", "--ipcs", dest="ipcs", type=_integers, metavar="N,N", help="stored images per class"
+        )
+    else:
+        parser.add_argument("--ipc", type=int, help="stored images per class")
     parser.add_argument("--factor", type=_factor, metavar="F|R,C", help="partition of each stored image, 1..3 per axis")
     parser.add_argument("--seed", type=int, help="root of all random draws")
     parser.add_argument("--fidelity", metavar="NAME", help="paper, code or potstill: see docs/fidelity.md")
@@ -171,11 +176,17 @@ def _evaluate_parser(verbs: Any) -> None:
 def _compare_parser(verbs: Any) -> None:
     text = "distil and score several methods under one recipe; one table"
     parser = _verb(verbs, "compare", run_compare, text, takes_keys=True)
-    _add_recipe(parser)
+    _add_recipe(parser, several=True)
     parser.add_argument(
         "--methods", type=_names, default="random,random_mix,dsdm", metavar="A,B", help="methods to compare"
     )
-    parser.add_argument("--ipcs", type=_integers, metavar="N,N", help="several IPC values (default: the recipe's ipc)")
+    parser.add_argument(
+        "--factors",
+        type=_factors,
+        default=(),
+        metavar="F,F",
+        help="several factors, as 1,2 or 2,3x1 (default: --factor)",
+    )
     parser.add_argument("--seeds", type=_count, default=1, metavar="N", help="sets per method: seeds SEED .. SEED+N-1")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for the runs; the same call goes on"
@@ -304,6 +315,7 @@ def run_compare(options: argparse.Namespace) -> None:
         layers,
         methods=options.methods,
         ipcs=options.ipcs or [recipe.ipc],
+        factors=options.factors,
         seeds=range(recipe.seed, recipe.seed + options.seeds),
         out=options.out,
         reporter=_reporter(options),
@@ -487,6 +499,14 @@ def _factor(text: str) -> list[int]:
     if len(numbers) not in (1, 2):
         raise argparse.ArgumentTypeError(f"{text!r}: one number, or rows,columns")
     return [numbers[0], numbers[-1]]
+
+
+def _factors(text: str) -> list[tuple[int, int]]:
+    """`1,2` or `2,3x1`: square ones, or rows x columns."""
+    pairs = [word.split("x") for word in text.split(",") if word]
+    if not pairs or any(len(pair) > 2 or not all(map(str.isdigit, pair)) for pair in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r}: factors separated by commas, each a number or ROWSxCOLUMNS")
+    return [(int(pair[0]), int(pair[-1])) for pair in pairs]
 
 
 def _integers(text: str) -> list[int]:

@@ -159,6 +159,7 @@ class Method(ABC, Generic[S]):
         needs_pool: whether it draws pre-trained networks.
         clamps: whether results stay inside the spec's value range.
         uses_seed: whether another root seed gives another result (greedy selection has no draws).
+        uses_factor: whether results have the problem's factor; False keeps whole images whatever it is.
         independent_classes: whether distilling shards of classes equals distilling them together.
     """
 
@@ -167,6 +168,7 @@ class Method(ABC, Generic[S]):
     needs_pool: ClassVar[bool] = False
     clamps: ClassVar[bool] = True
     uses_seed: ClassVar[bool] = True
+    uses_factor: ClassVar[bool] = True
     independent_classes: ClassVar[bool] = True
     #: Named groups of recipe keys ("method.momentum", "init.pick"...) that `fidelity` selects.
     fidelity: ClassVar[dict[str, dict[str, Any]]] = {}

@@ -37,6 +37,7 @@ class Coreset(Method[State]):
     Config = CoresetConfig
     needs_pool: ClassVar[bool] = True
     uses_seed: ClassVar[bool] = False
+    uses_factor: ClassVar[bool] = False
 
     @abstractmethod
     def select(self, features: Tensor, count: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from .base import METHODS, Method, Problem, State
 
@@ -17,6 +18,7 @@ class Random(Method[State]):
     """IPC whole real images per class, factor 1 whatever the problem says."""
 
     Config = RandomConfig
+    uses_factor: ClassVar[bool] = False
 
     def init(self, problem: Problem) -> State:
         return State(0, self._plain(problem).initial_images())

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 from ..config import Recipe, resolve
 from ..errors import Interrupted, reason
 from ..evaluation import Scores
+from ..methods import METHODS
 from ..spec import LabelledDataset
+from ..synthetic import Factor
 from .progress import Reporter
 from .scoring import evaluate_full_data, evaluate_kept, evaluate_set
 from .stages import distill_run
@@ -40,35 +42,36 @@ def compare(
     seeds: Sequence[int],
     out: Path,
     reporter: Reporter,
+    factors: Sequence[Factor] = (),
     cache: Path | None = None,
     overwrite: bool = False,
     full_data_epochs: int | None = None,
     curve: bool = False,
 ) -> list[Outcome]:
-    """Distil and score every (IPC, method, seed); finished work is kept, a failure is an outcome, not the end.
+    """Distil and score every (IPC, method, factor, seed); finished work is kept, a failure is an outcome, not the end.
 
     Failures stay in the run folders until the run is taken up again, so that a later report tells them too.
 
     Args:
         layers: recipe layers; keys of one method go into a `methods` section.
+        factors: of the methods that have one; the recipe's where none are given.
         full_data_epochs: after the methods, train the evaluation networks on the whole training split for so long.
         curve: after that, score the sets that iterative methods kept on the way, for accuracy against cost.
     Raises:
         UsageError: a recipe that cannot be resolved for one of the methods (before any work is done).
         Interrupted: by a signal; the same call goes on.
     """
-    cells = [
-        (
-            resolve(*layers, {"method.name": method, "ipc": ipc, "seed": seed}),
-            RunStore(out / f"{method}-ipc{ipc}-seed{seed}"),
-        )
+    recipes = [
+        resolve(*layers, {"method.name": method, "ipc": ipc, **factor, "seed": seed})
         for ipc in ipcs
         for method in methods
+        for factor in _factors_of(method, factors)
         for seed in seeds
     ]
+    cells = [(recipe, RunStore(out / _name(recipe))) for recipe in recipes]
     outcomes = []
     for recipe, store in cells:
-        reporter.say(f"--- {recipe.method_name}, ipc {recipe.ipc}, seed {recipe.seed}")
+        reporter.say(f"--- {store.root.name}")
         told = _attempt(reporter, _distil_and_score, recipe, data, store, reporter, cache=cache, overwrite=overwrite)
         outcomes.append(Outcome(recipe.method_name, recipe.ipc, recipe.seed, store.root, *told))
     if full_data_epochs is not None:
@@ -81,6 +84,19 @@ def compare(
                 _, failure = _attempt(reporter, _score_kept, recipe, data, store, reporter)
                 outcomes[i] = replace(outcomes[i], failure=failure)
     return outcomes
+
+
+def _factors_of(method: str, factors: Sequence[Factor]) -> list[dict[str, Any]]:
+    """Recipe layers, one for each of the factors; a method of whole images has the recipe's own, whatever it is."""
+    return [{"factor": factor} for factor in factors] if factors and METHODS[method].uses_factor else [{}]
+
+
+def _name(recipe: Recipe) -> str:
+    """The folder's name: `dm-ipc10-factor2-seed0`, `herding-ipc10-seed0`."""
+    rows, columns = recipe.factor
+    factor = f"-factor{rows}" + (f"x{columns}" if columns != rows else "")
+    whole = not METHODS[recipe.method_name].uses_factor
+    return f"{recipe.method_name}-ipc{recipe.ipc}{'' if whole else factor}-seed{recipe.seed}"
 
 
 def _attempt(reporter: Reporter, work: Callable[..., T], *given: Any, **keys: Any) -> tuple[T | None, str]:
