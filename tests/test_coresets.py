@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from potstill.errors import DataError, UsageError
 from potstill.methods import METHODS, Problem, run_method
@@ -52,6 +53,26 @@ def test_selection_equals_the_plain_loops(seed: int) -> None:
     rows = torch.randn(40, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     assert herd(rows, 12).tolist() == herd_by_loop(rows, 12)
     assert spread_centres(rows, 12).tolist() == centres_by_loop(rows, 12)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most numbers that any operation gave."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, given=(), keys=None):
+        found = function(*given, **(keys or {}))
+        if isinstance(found, Tensor):
+            self.numbers = max(self.numbers, found.numel())
+        return found
+
+
+@pytest.mark.parametrize("select", [herd, spread_centres])
+def test_selection_never_holds_a_number_for_every_pair_of_rows(select) -> None:
+    rows = torch.randn(3000, 8, generator=torch.Generator().manual_seed(0))
+    with Largest() as largest:
+        select(rows, 20)
+    assert rows.numel() <= largest.numbers <= 2 * rows.numel()
 
 
 @pytest.mark.parametrize("select", [herd, spread_centres])

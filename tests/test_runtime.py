@@ -40,16 +40,16 @@ def test_a_long_job_on_a_cpu_is_compiled_in_bf16() -> None:
 
 
 def test_a_short_job_is_the_plain_oracle() -> None:
-    """Compiling takes longer than 100,000 passes of 32x32 images do."""
-    assert Runtime.resolve(passes=99_999, threads=1) == Runtime(chunk=128)
-    assert Runtime.resolve(passes=100_000).compile
-    assert Runtime.resolve(passes=100_000).precision == "bf16"
+    """Compiling takes longer than 40,000 passes of 32x32 images do."""
+    assert Runtime.resolve(passes=39_999, threads=1) == Runtime(chunk=128)
+    assert Runtime.resolve(passes=40_000).compile
+    assert Runtime.resolve(passes=40_000).precision == "bf16"
 
 
 def test_small_images_count_for_less() -> None:
     """A 16x16 image is a quarter of the work."""
-    assert not Runtime.resolve(passes=399_999, side=16).compile
-    assert Runtime.resolve(passes=400_000, side=16).compile
+    assert not Runtime.resolve(passes=159_999, side=16).compile
+    assert Runtime.resolve(passes=160_000, side=16).compile
 
 
 def test_no_hardware_bf16_means_fp32(monkeypatch: pytest.MonkeyPatch) -> None:

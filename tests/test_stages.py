@@ -67,6 +67,22 @@ def uninterrupted(data: LabelledDataset, tmp_path: Path, recipe: Recipe) -> byte
     return store.distilled.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("method", "passes"),
+    # 4 steps, 3 classes, forward and backward of 2 images of 4 tiles, 16 real ones; a coreset embeds every image once.
+    [("dsdm", 4 * 3 * (2 * 2 * 4 + 16)), ("herding", 120), ("random", 0)],
+)
+def test_a_run_is_compiled_by_the_images_that_pass_its_networks(
+    method: str, passes: int, toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, plain = [], stages.Runtime.resolve
+    monkeypatch.setattr(stages.Runtime, "resolve", lambda **keys: asked.append(keys["passes"]) or plain(**keys))
+    keys = {"dsdm": {"steps": 4, "real_batch": 16}}
+    recipe = resolve({**SMALL, "method": {"name": method}, "methods": keys, "ipc": 2})
+    distill_run(recipe, toy_dataset, store, QUIET)
+    assert asked == [passes] and len(toy_dataset.train) == 120
+
+
 def fail_at(monkeypatch: pytest.MonkeyPatch, step: int, act: Any) -> None:
     """Let step number `step` (from 1) go through `act(state, metrics)`."""
     plain = DSDM.step

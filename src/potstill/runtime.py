@@ -25,8 +25,9 @@ log = logging.getLogger("potstill")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: Compiling costs some ten seconds a graph. Below this many network passes (images) a run is over sooner without it.
-COMPILE_PAYS_FROM = 100_000
+#: Compiling costs some ten to thirty seconds a graph: as much as it saves on 5,000 images. Below this many network
+#: passes (images), eight graphs' worth, a run is over sooner without it.
+COMPILE_PAYS_FROM = 40_000
 #: Pixels of a network pass at most. On a CPU twice as many gained up to 5 % more, and hold twice the memory.
 CPU_CHUNK_PIXELS, GPU_CHUNK_PIXELS = 128 * 32 * 32, 1024 * 32 * 32
 #: Of a map of 128 channels in bf16. The largest map fills a CPU's last cache at most (docs/performance.md has chunk

@@ -99,7 +99,7 @@ def _problem(
     recipe: Recipe, method: Method[Any], data: LabelledDataset, reporter: Reporter, cache: Path | None
 ) -> Problem:
     """All that the method may know, its pool and the process's runtime made ready."""
-    runtime = recipe.runtime.resolve(passes=_network_passes(recipe, data), side=data.spec.shape[1])
+    runtime = recipe.runtime.resolve(passes=_network_passes(recipe, method, data), side=data.spec.shape[1])
     pool = pretrain_pool(recipe, data, reporter, cache=cache) if method.needs_pool else None
     runtime.start()
     return Problem(
@@ -227,12 +227,13 @@ def _claim(store: RunStore, recipe: Recipe, resume: bool, overwrite: bool) -> No
     store.write_config(recipe.to_yaml())
 
 
-def _network_passes(recipe: Recipe, data: LabelledDataset) -> int:
-    """About how many images pass a network in the distillation."""
-    config = recipe.method
+def _network_passes(recipe: Recipe, method: Method[Any], data: LabelledDataset) -> int:
+    """About how many images pass a network in the distillation: without steps it is each once, or none."""
+    if not method.steps:
+        return len(data.train) if method.needs_pool else 0
     synthetic = 2 * recipe.ipc * recipe.factor[0] * recipe.factor[1]
-    real = getattr(config, "real_batch", 0)
-    return getattr(config, "steps", 0) * data.spec.num_classes * (synthetic + real)
+    real = getattr(recipe.method, "real_batch", 0)
+    return method.steps * data.spec.num_classes * (synthetic + real)
 
 
 def _times(pool: Pool | None, seconds: float, peak_memory: int) -> dict[str, Any]:
