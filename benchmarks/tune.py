@@ -35,8 +35,12 @@ def main() -> None:
     options = parser.parse_args()
     plan = yaml.safe_load(options.trials.read_text())
     data = hold_out(load_dataset(options.dataset), options.holdout)
-    for name, layer in plan["trials"].items():
-        recipe = resolve(plan["base"], {"data.name": options.dataset}, layer or {})
+    # All of them first: a mistake in the last one is not to be found after hours.
+    recipes = {
+        name: resolve(plan["base"], {"data.name": options.dataset}, layer or {})
+        for name, layer in plan["trials"].items()
+    }
+    for name, recipe in recipes.items():
         key = f"{recipe.hash()}-{recipe.evaluation.epochs}-{recipe.evaluation.nets}"
         if key in {row["key"] for row in read_log(options.out)}:
             continue

@@ -477,11 +477,6 @@ def test_the_loss_falls_with_fresh_features_and_with_a_bank(statistics: str, toy
     assert fmean(losses[-10:]) < 0.9 * fmean(losses[:10])
 
 
-def test_an_unknown_real_source_lists_the_known(toy_dataset: LabelledDataset) -> None:
-    with pytest.raises(UsageError, match=r"method\.real_statistics='old': use fresh or bank"):
-        walk(dsdm(real_statistics="old"), problem_of(toy_dataset), steps=1)
-
-
 # --- the descent
 
 
@@ -560,6 +555,16 @@ def test_descent_with_memory_or_decay_resumes_exactly(keys: dict[str, Any], toy_
         ({"steps": 0}, "method.steps=0: need at least 1"),
         ({"real_batch": 1}, "method.real_batch=1: need at least 2"),
         ({"bank_draws": 0}, "method.bank_draws=0: need at least 1"),
+        ({"bank_gigabytes": 0.0}, "method.bank_gigabytes=0: need a number above 0"),
+        ({"real_statistics": "stale"}, "method.real_statistics='stale': use one of fresh, bank"),
+        ({"optimizer": "lion"}, "method.optimizer='lion': use one of sgd, adam"),
+        ({"decay": "cosine"}, "method.decay='cosine': use one of none, linear"),
+        ({"learning_rate": -0.1}, "method.learning_rate=-0.1: need a finite number of at least 0"),
+        ({"learning_rate": float("inf")}, "method.learning_rate=inf: need a finite number"),
+        ({"momentum": 1.0}, "method.momentum=1: need a number from 0 to below 1"),
+        ({"calibration_weight": -1.0}, "method.calibration_weight=-1: need a finite number of at least 0"),
+        ({"history_smoothing": 2.0}, "method.history_smoothing=2: need a share from 0 to 1"),
+        ({"augment": "color_paint"}, "augmentation 'paint' in 'color_paint': known are"),
     ],
 )
 def test_a_setting_outside_its_range_is_refused_by_name(keys: dict[str, Any], complaint: str) -> None:

@@ -28,6 +28,9 @@ from .training import Schedule
 
 Layer = Mapping[str, Any]
 
+#: Names of key groups; a method without any has no departures to choose from and takes each.
+FIDELITIES = ("paper", "code", "potstill")
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -272,6 +275,8 @@ def _put(target: dict[str, Any], path: list[str], value: Any) -> None:
 
 
 def _preset(cls: type[Method[Any]], name: str, fidelity: str) -> Layer:
+    if fidelity not in FIDELITIES:
+        raise UsageError(f"fidelity={fidelity!r}: use one of {', '.join(FIDELITIES)}")
     if not cls.fidelity:
         return {}
     if fidelity not in cls.fidelity:
@@ -334,6 +339,8 @@ def _check_ranges(recipe: Recipe) -> None:
         raise UsageError(f"ipc={recipe.ipc}: need at least 1 image per class")
     if recipe.saving.every < 1:
         raise UsageError(f"saving.every={recipe.saving.every}: need at least 1 step")
+    if min(recipe.saving.keep, default=0) < 0:
+        raise UsageError(f"saving.keep={min(recipe.saving.keep)}: steps are counted from 0")
     if recipe.budget.minutes is not None and not 0 < recipe.budget.minutes < math.inf:
         raise UsageError(f"budget.minutes={recipe.budget.minutes:g}: need a number of minutes above 0")
     if recipe.pool.members < 1:

@@ -87,7 +87,9 @@ def initial_images(
         UsageError: ipc below 1 or an unknown choice.
         DataError: a class with fewer real images than are needed.
     """
-    _check_choices(ipc, kind, pick, resize)
+    check_init(kind, pick, resize)
+    if ipc < 1:
+        raise UsageError(f"ipc={ipc}: need at least 1 image per class")
     classes = tuple(range(spec.num_classes)) if classes is None else classes
     return torch.stack(
         [_initial_class(train, spec, c, ipc, check_factor(factor), kind, pick, resize, seed) for c in classes]
@@ -125,9 +127,12 @@ def _mosaic(x: Tensor, rows: int, columns: int, resize: str) -> Tensor:
     return x[:, :, :height, :width].contiguous()
 
 
-def _check_choices(ipc: int, kind: str, pick: str, resize: str) -> None:
-    if ipc < 1:
-        raise UsageError(f"ipc={ipc}: need at least 1 image per class")
+def check_init(kind: str, pick: str, resize: str) -> None:
+    """Refuse what `initial_images` does not know.
+
+    Raises:
+        UsageError: by the name of the recipe's key.
+    """
     for name, value, known in (
         ("init.kind", kind, ("mix", "real", "noise")),
         ("init.pick", pick, ("seeded", "first")),

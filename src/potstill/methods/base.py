@@ -25,7 +25,7 @@ from ..registry import Registry
 from ..runtime import Runtime
 from ..seeding import derive, generator
 from ..spec import DatasetSpec, Split
-from ..synthetic import Factor, SyntheticSet, initial_images
+from ..synthetic import Factor, SyntheticSet, check_init, initial_images
 from .feature_store import FeatureStore
 
 
@@ -36,6 +36,9 @@ class Init:
     kind: str = "mix"
     pick: str = "seeded"
     resize: str = "area"
+
+    def __post_init__(self) -> None:
+        check_init(self.kind, self.pick, self.resize)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

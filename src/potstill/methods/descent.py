@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,8 @@ class Descent:
         rate: learning rate at the first step.
         momentum: of SGD.
         decay: "none", or "linear" to zero after `steps`.
+    Raises:
+        UsageError: an unknown choice or a number out of range, by the name of the method's key.
     """
 
     optimizer: str
@@ -34,6 +37,10 @@ class Descent:
         ):
             if value not in known:
                 raise UsageError(f"method.{name}={value!r}: use one of {', '.join(known)}")
+        if not 0 <= self.rate < math.inf:
+            raise UsageError(f"method.learning_rate={self.rate:g}: need a finite number of at least 0")
+        if not 0 <= self.momentum < 1:
+            raise UsageError(f"method.momentum={self.momentum:g}: need a number from 0 to below 1")
 
     def init(self, images: Tensor) -> Tensor:
         """The optimiser's memory: one buffer shaped like `images` for SGD with momentum, two for Adam, else none."""

@@ -43,6 +43,8 @@ class DMConfig:
         for name, low in (("steps", 1), ("real_batch", 1)):
             if (value := getattr(self, name)) < low:
                 raise UsageError(f"method.{name}={value}: need at least {low}")
+        Strategy.parse(self.augment)
+        Descent("sgd", self.learning_rate, self.momentum, "none", self.steps)
 
 
 @dataclass(frozen=True)

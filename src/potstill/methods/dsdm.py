@@ -6,6 +6,7 @@ are listed with reasons in docs/fidelity.md.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -81,14 +82,24 @@ class DSDMConfig:
             ("history_first", ("zero", "prototype")),
             ("history_features", ("step", "plain", "augmented")),
             ("clamp", ("after", "before", "never")),
+            ("real_statistics", ("fresh", "bank")),
         ):
             if (value := getattr(self, name)) not in known:
                 raise UsageError(f"method.{name}={value!r}: use one of {', '.join(known)}")
         for name, low in (("steps", 1), ("real_batch", 2), ("synthetic_batch", 1), ("bank_draws", 1)):
             if (value := getattr(self, name)) < low:
                 raise UsageError(f"method.{name}={value}: need at least {low}")
+        for name in ("prototype_weight", "covariance_weight", "history_weight", "calibration_weight"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise UsageError(f"method.{name}={value:g}: need a finite number of at least 0")
+        if not 0 <= self.history_smoothing <= 1:
+            raise UsageError(f"method.history_smoothing={self.history_smoothing:g}: need a share from 0 to 1")
         if self.covariance_ddof not in (0, 1):
             raise UsageError(f"method.covariance_ddof={self.covariance_ddof}: use 0 (divide by n) or 1 (by n - 1)")
+        if not self.bank_gigabytes > 0:
+            raise UsageError(f"method.bank_gigabytes={self.bank_gigabytes:g}: need a number above 0")
+        Strategy.parse(self.augment)
+        Descent(self.optimizer, self.learning_rate, self.momentum, self.decay, self.steps)
 
 
 #: What the paper's text says, and what the authors' code does (its joint form), where either differs from the default.

@@ -47,13 +47,11 @@ def real_source(
         draws: for "bank": (batch, augmentation) draws kept per network.
         budget: for "bank": gigabytes it may take; fewer draws are kept where they would not fit.
     Raises:
-        UsageError: an unknown choice, or a budget below one draw per network.
+        UsageError: a budget below one draw per network.
     """
     if statistics == "fresh":
         return lambda member, step: embed_batch(problem, strategy, size, step)
-    if statistics == "bank":
-        return Bank(problem, strategy, size=size, draws=draws, budget=budget)
-    raise UsageError(f"method.real_statistics={statistics!r}: use fresh or bank")
+    return Bank(problem, strategy, size=size, draws=draws, budget=budget)
 
 
 def embed_batch(problem: Problem, strategy: Strategy, size: int, number: int) -> RealBatch:
