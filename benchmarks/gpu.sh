@@ -16,13 +16,13 @@ started=$SECONDS
 left() { echo $((570 - (SECONDS - started))); }
 
 "$python" -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "gpu.sh: this torch sees no CUDA device")' || exit 1
-"$python" benchmarks/gpu_check.py --out "$out/check.json" || exit 1
+timeout 120 "$python" benchmarks/gpu_check.py --out "$out/check.json" || exit 1
 timeout 150 "$python" benchmarks/speed.py --device cuda --pairs 5 --ipcs 1 10 50 --out "$out/speed.json"
 timeout 90 "$python" benchmarks/side_by_side.py --device cuda --nets 3 --at-once 3 --pairs 1 --out "$out/side_by_side.json"
 for cell in dsdm/cifar10_ipc10:cifar10 dsdm/fashion_mnist_ipc10:fashion_mnist; do
   recipe=${cell%%:*} name=${cell##*:}
   [ "$(left)" -gt 60 ] || { echo "gpu.sh: no time left for $name"; continue; }
   timeout --signal=TERM "$(left)" "$python" -m potstill compare --config "$recipe" --methods dsdm \
-    --methods.dsdm.steps 10000 --pool.members 10 --device cuda --out "runs/gpu/$name" --json -q >"$out/$name.json" \
+    --methods.dsdm.steps 10000 --pool.members 10 --pool.schedule paper --device cuda --out "runs/gpu/$name" --json -q >"$out/$name.json" \
     || echo "gpu.sh: $name did not finish; the same call goes on with it"
 done

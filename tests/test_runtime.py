@@ -32,6 +32,7 @@ def plain_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 4, 5}, raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    module._warn_once.cache_clear()
 
 
 def test_a_long_job_on_a_cpu_is_compiled_in_bf16() -> None:
@@ -164,13 +165,16 @@ def test_a_gpu_that_is_not_there_is_refused_by_name(monkeypatch: pytest.MonkeyPa
         Runtime.resolve(device="cuda:2")
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("wanted", ["auto", True])
 def test_without_a_compiler_one_warning_and_eager(
-    wanted: bool | str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    wanted: bool | str, device: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with caplog.at_level(logging.WARNING, "potstill"):
-        resolved = Runtime.resolve(compile=wanted, **LONG)
+        resolved = Runtime.resolve(compile=wanted, device=device, **LONG)
+        Runtime.resolve(compile=wanted, device=device, **LONG)
     assert not resolved.compile
     assert resolved.compiled(len) is len
     assert len(caplog.messages) == 1 and "\n" not in caplog.messages[0]
@@ -217,17 +221,22 @@ def test_autocast_reaches_products_in_bf16_only() -> None:
 @pytest.fixture
 def process_settings() -> Iterator[None]:
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    convolutions = torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
     limit = torch._dynamo.config.recompile_limit
     yield
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = convolutions
     torch._dynamo.config.recompile_limit = limit
 
 
 def test_start_makes_the_settings_of_the_process(process_settings: None) -> None:
     Runtime(threads=2, precision="bf16").start()
     assert torch.get_num_threads() == 2
-    assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == "highest"  # of the statistics, which autocast leaves in fp32
+    assert not torch.backends.cudnn.allow_tf32
     assert torch._dynamo.config.recompile_limit >= 64
     Runtime().start()
     assert torch.get_num_threads() == 1

@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 import math
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,7 +91,7 @@ class Runtime:
         if self.compile:
             compiler.keep_compiled_code()
         torch.set_num_threads(self.threads)
-        torch.set_float32_matmul_precision("highest" if self.precision == "fp32" else "high")
+        _keep_fp32_whole()
         # One graph per network, chunk and augmentation op; the default of 8 would silently fall back to eager.
         torch._dynamo.config.recompile_limit = 64
         if self.device == "cpu":
@@ -206,11 +208,23 @@ def last_cache_bytes(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) 
     return max((int(size[:-1]) * 1024 for size in sizes if size[:-1].isdigit() and size.endswith("K")), default=None)
 
 
+def _keep_fp32_whole() -> None:
+    """No TF32, which a GPU would take for fp32 convolutions and products: the oracle and all statistics are fp32."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores.* not enabled")  # the compiler's advice
+
+
+@cache
+def _warn_once(text: str) -> None:
+    log.warning(text)
+
+
 def _resolve_compile(compile: bool | str, device: str, small: bool) -> bool:
     if compile not in ("auto", True, False):
         raise UsageError(f"compile={compile!r}: use auto, true or false")
     wanted = (not small) if compile == "auto" else bool(compile)
-    if wanted and device == "cpu" and not compiler.find_compiler():
-        log.warning("no C++ compiler (g++ or clang++) found: running eagerly, several times slower")
+    if wanted and not compiler.find_compiler():  # also what is compiled for a GPU is called from C++
+        _warn_once("no C++ compiler (g++ or clang++) found: running eagerly, several times slower")
         return False
     return wanted
