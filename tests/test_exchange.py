@@ -46,6 +46,17 @@ def colour(toy_colour: LabelledDataset) -> SyntheticSet:
     return make_set(toy_colour.spec, factor=(2, 2))
 
 
+@pytest.mark.parametrize("form", [*FOLDER_FORMS, *FILE_FORMS])
+def test_no_form_drops_what_else_was_learned(form: str, gray: SyntheticSet, tmp_path: Path) -> None:
+    taught = replace(gray, extras={"step_sizes": torch.ones(3)})
+    if form != "safetensors":
+        with pytest.raises(UsageError, match=f"{form} cannot hold the set's step_sizes: export it to safetensors"):
+            export(taught, tmp_path / "set", form)
+        assert not list(tmp_path.iterdir())
+    else:
+        assert torch.equal(read_set(export(taught, tmp_path / "set", form)).extras["step_sizes"], torch.ones(3))
+
+
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """`datasets`, with its cache in the test's folder and every connection refused."""

@@ -280,6 +280,17 @@ def test_saved_set_is_read_back_exactly(distilled: SyntheticSet, tmp_path: Path)
         assert found.to_bytes() == distilled.to_bytes()
 
 
+def test_what_else_was_learned_travels_with_the_set(distilled: SyntheticSet, tmp_path: Path) -> None:
+    """As the step sizes of DD: saved under any name, read back as they were, and counted as storage."""
+    rates, mask = torch.linspace(0.1, 0.3, 30), torch.tensor([[True, False]])
+    taught = replace(distilled, extras={"images": mask, "step_sizes": rates})
+    found = SyntheticSet.load(write(tmp_path / "distilled.safetensors", taught.to_bytes()))
+    assert list(found.extras) == ["images", "step_sizes"] and torch.equal(found.images, distilled.images)
+    assert torch.equal(found.extras["step_sizes"], rates) and torch.equal(found.extras["images"], mask)
+    assert found.numbers_stored == distilled.numbers_stored + 32
+    assert found.to_bytes() == taught.to_bytes() != distilled.to_bytes()
+
+
 def test_same_set_gives_the_same_bytes(distilled: SyntheticSet) -> None:
     """safetensors alone writes the metadata in an order that changes from one call to the next."""
     reordered = dict(reversed(distilled.provenance.items()))

@@ -23,6 +23,8 @@ from .spec import DatasetSpec, Split, normalise, to_pixels
 
 Factor = tuple[int, int]
 FORMAT_VERSION = 1
+#: In front of the names of a set's extras in its file.
+EXTRA = "extra."
 #: Fill for images that the factor does not divide: mid-gray on the pixel scale.
 PADDING_VALUE = 0.5
 
@@ -152,6 +154,7 @@ class SyntheticSet(Dataset[tuple[Tensor, int]]):
         factor: partition, see `decode`.
         classes: the class of each row of `images`.
         provenance: free text fields saved with it (method, seed, recipe hash...).
+        extras: what a method learned besides images and whoever trains on them is to use (DD's step sizes), by name.
     """
 
     images: Tensor
@@ -159,6 +162,7 @@ class SyntheticSet(Dataset[tuple[Tensor, int]]):
     factor: Factor = (1, 1)
     classes: tuple[int, ...] = ()
     provenance: dict[str, str] = field(default_factory=dict)
+    extras: dict[str, Tensor] = field(default_factory=dict)
     _decoded: tuple[Tensor, Tensor] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -176,7 +180,7 @@ class SyntheticSet(Dataset[tuple[Tensor, int]]):
     @property
     def numbers_stored(self) -> int:
         """Numbers that make up the set: the storage that sets are compared at."""
-        return self.images.numel()
+        return self.images.numel() + sum(extra.numel() for extra in self.extras.values())
 
     def decoded(self) -> Split:
         """All samples a network trains on, class by class: `(K * IPC * tiles, C, H, W)` pixels and labels."""
@@ -197,7 +201,8 @@ class SyntheticSet(Dataset[tuple[Tensor, int]]):
 
     def to_bytes(self) -> bytes:
         """The exact set as a safetensors file; the same set gives the same bytes."""
-        tensors = {"images": self.images.contiguous(), "classes": torch.tensor(self.classes)}
+        extras = {EXTRA + name: extra.contiguous() for name, extra in self.extras.items()}
+        tensors = {"images": self.images.contiguous(), "classes": torch.tensor(self.classes), **extras}
         metadata = {
             "format_version": str(FORMAT_VERSION),
             "spec": json.dumps(self.spec.to_json(), sort_keys=True),
@@ -221,12 +226,15 @@ class SyntheticSet(Dataset[tuple[Tensor, int]]):
             with safe_open(path, framework="pt") as file:
                 metadata: dict[str, Any] = file.metadata() or {}
                 images, classes = file.get_tensor("images"), file.get_tensor("classes")
+                names = [name for name in file.keys() if name.startswith(EXTRA)]  # noqa: SIM118  (not a dict)
+                extras = {name.removeprefix(EXTRA): file.get_tensor(name) for name in names}
             return cls(
                 images=images.float(),
                 spec=DatasetSpec.from_json(json.loads(metadata["spec"])),
                 factor=check_factor(tuple(json.loads(metadata["factor"]))),
                 classes=tuple(classes.tolist()),
                 provenance=json.loads(metadata["provenance"]),
+                extras=extras,
             )
         except (KeyError, ValueError, OSError, RuntimeError) as error:
             raise DataError(f"{path}: not a distilled set written by potstill ({error})") from error

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
 from ..synthetic import SyntheticSet
 from . import exact, folder, huggingface  # noqa: F401  (they enter themselves in the registry)
 from .base import EXPORTS
@@ -45,6 +46,8 @@ def export(
         RunError: the destination cannot be written.
     """
     form = EXPORTS[to]
+    if synthetic.extras and to != "safetensors":
+        raise UsageError(f"{to} cannot hold the set's {', '.join(synthetic.extras)}: export it to safetensors")
     destination = form.named(Path(destination).expanduser())
     publish(destination, form.content(synthetic, facts or {}), overwrite=overwrite)
     return destination

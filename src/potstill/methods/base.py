@@ -8,6 +8,7 @@ the method itself.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, Generic, TypeVar
@@ -121,9 +122,13 @@ class Problem:
         rows = [Draw.row(generator(self.seed, "augment", c, number)) for c in self.classes]
         return Draw(operations, torch.cat(rows))
 
-    def synthetic_set(self, images: Tensor, **provenance: Any) -> SyntheticSet:
+    def synthetic_set(
+        self, images: Tensor, *, extras: Mapping[str, Tensor] | None = None, **provenance: Any
+    ) -> SyntheticSet:
+        """The set of stored `images` `(K, IPC, C, H, W)` and what else was learned, on the CPU."""
         facts = {key: str(value) for key, value in {"seed": self.seed, **provenance}.items()}
-        return SyntheticSet(images.detach().cpu().contiguous(), self.spec, self.factor, self.classes, facts)
+        learned = {name: extra.detach().cpu().contiguous() for name, extra in (extras or {}).items()}
+        return SyntheticSet(images.detach().cpu().contiguous(), self.spec, self.factor, self.classes, facts, learned)
 
 
 @dataclass(frozen=True)
