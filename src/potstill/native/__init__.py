@@ -16,6 +16,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import RunError
@@ -48,9 +49,17 @@ def loaded() -> bool:
 
 
 def arranged(images: Tensor) -> Tensor:
-    """`images` in the memory layout the kernels and the convolutions around them like, where they will be used."""
+    """`images` in the memory layout the kernels and the convolutions around them like, where they will be used.
+
+    Images of one channel get an empty second: with one, both layouts have the same strides, the convolution takes them
+    for channels first, and its whole map would have to be turned around, forward and backward.
+    """
     usable = _group and images.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-    return images.contiguous(memory_format=torch.channels_last) if usable and torch.compiler.is_compiling() else images
+    if not (usable and torch.compiler.is_compiling()):
+        return images
+    if images.shape[1] == 1:
+        images = F.pad(images, (0, 0, 0, 0, 0, 1))
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def serves(x: Tensor) -> bool:

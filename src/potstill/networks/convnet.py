@@ -33,6 +33,13 @@ def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -
     return x.to(out_dtype)
 
 
+def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """`conv(x)`; empty channels that `x` has beyond the weights' meet weights of zero."""
+    empty = x.shape[1] - conv.in_channels
+    weight = F.pad(conv.weight, (0, 0, 0, 0, 0, empty)) if empty else conv.weight
+    return F.conv2d(x, weight, conv.bias, padding=conv.padding)  # type: ignore[arg-type]
+
+
 class Block(nn.Module):
     """conv 3x3, instance norm, ReLU, average pool 2."""
 
@@ -43,7 +50,7 @@ class Block(nn.Module):
         self.norm_bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return norm_relu_pool(self.conv(x), self.norm_weight, self.norm_bias)
+        return norm_relu_pool(convolve(x, self.conv), self.norm_weight, self.norm_bias)
 
 
 class ConvNet(Backbone):
