@@ -1,4 +1,4 @@
-"""What the C++ kernel, channels-last convolutions, the allocator's setting and larger chunks are worth on one core.
+"""What single levers are worth on one core: kernel and layouts, the allocator, gray images' empty channel, chunk sizes.
 
     python benchmarks/levers.py --out results/speed/levers.json
 
@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
+from potstill import native
 from potstill.augment import Strategy, draw
 from potstill.extractor import Extractor
 from potstill.files import write_atomically
@@ -57,6 +58,7 @@ def main() -> None:
         "commit": commit(),
         "pairs": options.pairs,
         "images_per_second": paired("rates", options.pairs),
+        "gray_images_per_second": paired("gray", options.pairs),
         "plain_step_seconds_by_allocator": paired("plain", options.pairs),
         "convolution_gflops": apart("convolutions", True),
         "bank_step_ms_by_operation": apart("operations", True),
@@ -106,6 +108,19 @@ def rates(levers: bool, chunk: int = NOW.chunk) -> dict:
         "pre-training": (len(data), lambda: fit(network, data, spec, schedule, runtime, seed=0)),
     }
     return {name: count / speed.timed(act, 3) for name, (count, act) in acts.items()}
+
+
+def gray(levers: bool) -> dict:
+    """Images a second in training on one channel of 28x28, with an empty second channel and without."""
+    NOW.start()
+    data, spec = speed.random_data("cpu")
+    data = replace(data, images=data.images[:, :1, :28, :28].contiguous())
+    spec = replace(spec, shape=(1, 28, 28), mean=spec.mean[:1], std=spec.std[:1])
+    if not levers:
+        native.arranged = lambda images: images.contiguous(memory_format=torch.channels_last)
+    schedule = Schedule(epochs=1, batch=256, learning_rate=0.01, augment="color_crop", cutmix=0.5)
+    network = build_network("convnet", spec, 0)
+    return {"training": len(data) / speed.timed(lambda: fit(network, data, spec, schedule, NOW, seed=0), 3)}
 
 
 def chunks(_levers: bool) -> dict:
@@ -165,7 +180,14 @@ def operations(_levers: bool) -> dict:
     return {"all": round(sum(named.values()), 1), **{key: round(ms, 1) for key, ms in ordered if ms > 1}}
 
 
-MEASURED = {"rates": rates, "chunks": chunks, "plain": plain, "convolutions": convolutions, "operations": operations}
+MEASURED = {
+    "rates": rates,
+    "gray": gray,
+    "chunks": chunks,
+    "plain": plain,
+    "convolutions": convolutions,
+    "operations": operations,
+}
 
 if __name__ == "__main__":
     main()
