@@ -46,9 +46,9 @@ def test_the_method_in_contributing_is_complete_and_picks_the_images_it_says(
     spec, train, pool = toy_dataset.spec, toy_dataset.train, untrained(toy_dataset.spec, members=1)
     with monkeypatch.context() as patch:
         patch.setattr(METHODS, "_entries", dict(METHODS._entries))
-        exec(compile(code, "brightest.py", "exec"), {"__package__": "potstill.methods", "__name__": "brightest"})
-        found = run_method(METHODS["brightest"](), Problem(spec=spec, train=train, ipc=3, pool=pool))
-    assert "brightest" not in METHODS
+        exec(compile(code, "strongest.py", "exec"), {"__package__": "potstill.methods", "__name__": "strongest"})
+        found = run_method(METHODS["strongest"](), Problem(spec=spec, train=train, ipc=3, pool=pool))
+    assert "strongest" not in METHODS
     network = build_network("convnet", spec, 0)
     network.load_state_dict(pool.members[0])
     for c in range(spec.num_classes):

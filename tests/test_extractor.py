@@ -102,7 +102,7 @@ def test_loading_a_member_makes_it_the_network(toy_dataset: LabelledDataset) -> 
 
 
 def test_loading_copies_into_the_tensors_of_the_working_network(toy_dataset: LabelledDataset) -> None:
-    """Compiled graphs hold on to these tensors, and the pool must not share them."""
+    """Its own tensors: another member, or training, must not reach into the pool."""
     extractor = Extractor(small_network(toy_dataset.spec, 3), toy_dataset.spec, Runtime())
     before = [(id(p), p.data_ptr()) for p in extractor.network.parameters()]
     extractor.load(small_network(toy_dataset.spec, 1).state_dict())
