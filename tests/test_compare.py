@@ -321,6 +321,13 @@ def test_a_list_that_is_none_is_refused(words: list[str], tmp_path: Path, capsys
     assert ended.value.code == 2 and repr(words[1]) in capsys.readouterr().err
 
 
+def test_one_factor_and_a_list_of_them_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", "--dataset", "digits", "--factor", "2", "--factors", "1,3", "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert "--factor and --factors: give one of them" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_prints_one_table_and_the_reasons_of_failures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -308,6 +308,8 @@ def run_compare(options: argparse.Namespace) -> None:
     from .report.tables import rows_to_json
     from .run.compare import compare
 
+    if options.factor and options.factors:
+        raise UsageError("--factor and --factors: give one of them; --factors takes a list, as 1,2 or 2,3x1")
     layers = _layers(options)
     recipe = _resolve(layers, {"method.name": options.methods[0]})
     outcomes = compare(

@@ -30,7 +30,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 #: Compiling costs some ten to thirty seconds a graph: as much as it saves on 5,000 images. Below this many network
 #: passes (images), eight graphs' worth, a run is over sooner without it.
 COMPILE_PAYS_FROM = 40_000
-#: Pixels of a network pass at most. On a CPU twice as many gained up to 5 % more, and hold twice the memory.
+#: Pixels of a network pass at most. On a CPU twice as many gained 2 to 10 % more, but were tried on one kind only.
 CPU_CHUNK_PIXELS, GPU_CHUNK_PIXELS = 128 * 32 * 32, 1024 * 32 * 32
 #: Of a map of 128 channels in bf16. The largest map fills a CPU's last cache at most (docs/performance.md has chunk
 #: sizes measured), or a 32nd of a GPU's memory, which holds all maps of a pass for its gradient. Eight images go
