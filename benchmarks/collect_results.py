@@ -17,7 +17,7 @@ from potstill.report import collect
 from potstill.report.cost import curves_to_json
 from potstill.report.tables import rows_to_json
 from potstill.run.store import FULL_DATA
-from potstill.synthetic import SyntheticSet
+from potstill.sets.synthetic import SyntheticSet
 
 #: Table 1 of the paper (ConvNet-3, percent, n = 5 experiments); all but DSDM at factor 1.
 PAPER = {

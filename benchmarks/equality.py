@@ -22,15 +22,15 @@ import torch
 import potstill
 from potstill.evaluation import evaluate
 from potstill.files import default_cache, write_atomically
+from potstill.learning.pool import Pool, pretrain
+from potstill.machine.runtime import Runtime
 from potstill.methods import Problem, run_method
 from potstill.methods.dsdm import DSDM, DSDMConfig
 from potstill.networks.convnet import default_depth
-from potstill.pool import Pool, pretrain
 from potstill.report.rows import statistics_of
 from potstill.run.environment import commit, cpu_name
-from potstill.runtime import Runtime
+from potstill.sets.synthetic import SyntheticSet
 from potstill.spec import DatasetSpec
-from potstill.synthetic import SyntheticSet
 
 #: Of the digits' recipe. No momentum: plain takes a step per class, so it would act ten times in an iteration.
 RATE = 0.02

@@ -19,13 +19,13 @@ import torch
 from matplotlib.figure import Figure
 
 from potstill.files import write_atomically
+from potstill.learning.pool import untrained
+from potstill.machine.runtime import Runtime
 from potstill.methods import Init, Problem
 from potstill.methods.dsdm import DSDM, DSDMConfig
 from potstill.networks import NETWORKS
 from potstill.networks.convnet import ConvNet
-from potstill.pool import untrained
 from potstill.run.environment import commit, cpu_name, peak_memory_mb
-from potstill.runtime import Runtime
 from potstill.spec import DatasetSpec, Split
 
 BASE = {"classes": 10, "ipc": 10, "side": 32, "width": 128, "networks": 1, "threads": 1}

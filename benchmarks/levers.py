@@ -21,18 +21,18 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from potstill import native
-from potstill.augment import Strategy, draw
-from potstill.extractor import Extractor
 from potstill.files import write_atomically
-from potstill.memory import keep_freed_memory
+from potstill.learning.augment import Strategy, draw
+from potstill.learning.extractor import Extractor
+from potstill.learning.fit import Schedule, fit
+from potstill.learning.pool import untrained
+from potstill.machine import kernel as native
+from potstill.machine.allocator import keep_freed_memory
+from potstill.machine.runtime import Runtime
 from potstill.methods import Problem
 from potstill.methods.dsdm_plus import DSDMPlus, DSDMPlusConfig
 from potstill.networks import build_network
-from potstill.pool import untrained
 from potstill.run.environment import commit, cpu_name
-from potstill.runtime import Runtime
-from potstill.training import Schedule, fit
 
 NOW = Runtime(precision="bf16", compile=True, threads=1, chunk=128)
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-from potstill.extractor import KEEP_MAPS_OF
 from potstill.files import write_atomically
+from potstill.learning.extractor import KEEP_MAPS_OF
+from potstill.learning.pool import untrained
+from potstill.machine.runtime import Runtime
 from potstill.methods import Init, Problem
 from potstill.methods.dsdm import DSDM, DSDMConfig
-from potstill.pool import untrained
 from potstill.run.environment import commit, cpu_name, peak_memory_mb
-from potstill.runtime import Runtime
 from potstill.spec import DatasetSpec, Split
 
 

@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from speed import random_data
 
-from potstill.config import resolve
 from potstill.files import write_atomically
+from potstill.recipe import resolve
 from potstill.run.environment import commit, cpu_name
 from potstill.run.progress import Reporter
-from potstill.run.scoring import evaluate_set
+from potstill.run.score import evaluate_set
 from potstill.run.store import RunStore
+from potstill.sets.synthetic import SyntheticSet, initial_images
 from potstill.spec import Split
-from potstill.synthetic import SyntheticSet, initial_images
 
 
 def main() -> None:

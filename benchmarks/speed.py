@@ -23,14 +23,14 @@ import plain
 import torch
 
 from potstill.files import write_atomically
+from potstill.learning.fit import Schedule, fit
+from potstill.learning.pool import Pool
+from potstill.machine.runtime import Runtime
 from potstill.methods import Problem
 from potstill.methods.dsdm import DSDM, DSDMConfig
 from potstill.networks import build_network
-from potstill.pool import Pool
 from potstill.run.environment import commit, cpu_name, peak_memory_mb
-from potstill.runtime import Runtime
 from potstill.spec import DatasetSpec, Split
-from potstill.training import Schedule, fit
 
 CLASSES, PER_CLASS, MEMBERS = 10, 300, 2
 #: Floating-point operations of ConvNet-3 at 32x32x3, counted from its shapes: three convolutions and the classifier.
@@ -181,8 +181,8 @@ def training_pairs(data: Split, spec: DatasetSpec, runtime: Runtime, batch: int,
 
 def passes(data: Split, spec: DatasetSpec, runtime: Runtime, limits: dict) -> dict:
     """Achieved GFLOP/s of forward and of forward + backward to pixels (2 x forward), and their share of bf16 GEMM."""
-    from potstill.augment import COLUMNS, Draw
-    from potstill.extractor import Extractor
+    from potstill.learning.augment import COLUMNS, Draw
+    from potstill.learning.extractor import Extractor
 
     extractor = Extractor(build_network("convnet", spec, 0), spec, replace(runtime))
     draw, images = Draw((), torch.zeros(400, COLUMNS)), data.images[:400]

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import yaml
 
-from potstill.config import resolve
 from potstill.data import holdout_split, load_dataset
 from potstill.files import write_atomically
+from potstill.recipe import resolve
+from potstill.run.distil import distill_run
 from potstill.run.environment import commit, device_name
 from potstill.run.progress import Reporter
-from potstill.run.scoring import evaluate_set
-from potstill.run.stages import distill_run
+from potstill.run.score import evaluate_set
 from potstill.run.store import RunStore
 from potstill.spec import LabelledDataset
 

@@ -11,13 +11,13 @@ import argparse
 import torch
 
 import potstill
-from potstill import augment
+from potstill.learning import augment
+from potstill.learning.fit import Schedule, fit
+from potstill.machine.runtime import Runtime
+from potstill.matching.features import integrate_history, match_covariances, match_history, match_prototypes
 from potstill.networks import build_network
-from potstill.objectives import integrate_history, match_covariances, match_history, match_prototypes
-from potstill.runtime import Runtime
+from potstill.sets.synthetic import SyntheticSet, decode, initial_images
 from potstill.spec import normalise, to_pixels
-from potstill.synthetic import SyntheticSet, decode, initial_images
-from potstill.training import Schedule, fit
 
 
 def dsdm(data, *, ipc=2, factor=(1, 1), networks=2, epochs=10, steps=60, rate=0.01, lambda_1=50.0, lambda_2=0.2):

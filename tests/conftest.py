@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from potstill.methods.dsdm import DSDM
-from potstill.run import stages
+from potstill.run import distil as stages
 from potstill.spec import DatasetSpec, LabelledDataset, Split, to_pixels
 
 torch.set_num_threads(1)

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from potstill import augment
-from potstill.augment import COLUMNS, EXCLUSIVE, OPERATIONS, Draw, Strategy, apply, draw, draw_operations
 from potstill.errors import UsageError
+from potstill.learning import augment
+from potstill.learning.augment import COLUMNS, EXCLUSIVE, OPERATIONS, Draw, Strategy, apply, draw, draw_operations
 from potstill.seeding import generator
 
 ALMOST_ONE = 1 - 2**-24  # the largest number torch.rand gives

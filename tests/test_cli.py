@@ -20,14 +20,14 @@ import yaml
 
 import potstill
 from potstill.cli import main
+from potstill.cli.listing import describe, names
 from potstill.evaluation import PROTOCOLS
-from potstill.listing import describe, names
 from potstill.methods import METHODS
 from potstill.methods.dsdm import DSDM
 from potstill.networks import NETWORKS
 from potstill.run.progress import Reporter
 from potstill.run.store import RunStore
-from potstill.synthetic import SyntheticSet
+from potstill.sets.synthetic import SyntheticSet
 
 VERBS = ["distill", "evaluate", "compare", "pretrain", "export", "report", "list"]
 KINDS = ["methods", "datasets", "networks", "recipes", "protocols"]

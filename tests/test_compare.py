@@ -14,12 +14,12 @@ from potstill.cli import main
 from potstill.errors import Interrupted, RunError, UsageError
 from potstill.methods.dsdm import DSDM
 from potstill.report import collect, cost_curves, make_rows
-from potstill.run import scoring
+from potstill.run import score as scoring
 from potstill.run.compare import Outcome, compare
 from potstill.run.progress import Reporter
 from potstill.run.store import RunStore
+from potstill.sets.synthetic import SyntheticSet
 from potstill.spec import LabelledDataset
-from potstill.synthetic import SyntheticSet
 
 SMALL: dict[str, Any] = {
     "ipc": 1,

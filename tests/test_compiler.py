@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch._inductor.exc import InductorError
 
-from potstill.compiler import _mending
+from potstill.machine.compiler import _mending
 
 COMPILES = """
 import torch

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from potstill.config import merge, parse_assignments, read_recipe, recipe_names, resolve
 from potstill.errors import UsageError
 from potstill.methods import METHODS
+from potstill.recipe import merge, parse_assignments, read_recipe, recipe_names, resolve
 
 NAMES = recipe_names()
 

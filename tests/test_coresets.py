@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from potstill.errors import DataError, UsageError
+from potstill.learning.pool import untrained
 from potstill.methods import METHODS, Problem, run_method
 from potstill.methods.coreset import CoresetConfig
 from potstill.methods.herding import herd
 from potstill.methods.kcenter import spread_centres
-from potstill.pool import untrained
 from potstill.spec import LabelledDataset, to_pixels
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from potstill.data import FORMATS, load_dataset
 from potstill.data.measure import channel_statistics, fingerprint
-from potstill.data.raw import RawDataset, RawSplit
+from potstill.data.records import RawDataset, RawSplit
 from potstill.errors import UsageError
 from potstill.spec import Split, to_pixels
 

@@ -15,9 +15,10 @@ import pytest
 import torch
 from data_factory import noise, picture, python2_pickle, refused, write_cifar, write_idx, write_mnist
 
-from potstill.data import DATASETS, default_data_dir, idx, load_dataset
-from potstill.data.raw import KnownSet, MissingFiles, RawSplit
-from potstill.data.unpickle import read_arrays
+from potstill.data import DATASETS, default_data_dir, load_dataset
+from potstill.data.published import idx
+from potstill.data.published.unpickle import read_arrays
+from potstill.data.records import KnownSet, MissingFiles, RawSplit
 from potstill.errors import MissingExtra, UsageError
 
 
@@ -97,7 +98,7 @@ def test_digits_are_those_of_scikit_learn():
 
 
 def test_incomplete_installation_is_named(monkeypatch):
-    monkeypatch.setattr("potstill.data.digits.read_npz", lambda *_: None)
+    monkeypatch.setattr("potstill.data.published.digits.read_npz", lambda *_: None)
     with refused("digits.npz", "reinstall"):
         load_dataset("digits")
 

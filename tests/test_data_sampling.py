@@ -4,8 +4,9 @@ import pytest
 import torch
 from data_factory import refused
 
-from potstill.data import ClassSampler, holdout_split
+from potstill.data import holdout_split
 from potstill.errors import UsageError
+from potstill.methods.sampler import ClassSampler
 from potstill.spec import Split
 
 

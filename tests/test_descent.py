@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from potstill.errors import UsageError
-from potstill.methods.descent import Descent
+from potstill.learning.optim import Descent
 
 STEPS = 5
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from potstill import augment
+from potstill.learning import augment
 from potstill.methods import Problem
 from potstill.methods.dm import DM, DMConfig
 from potstill.networks import build_network

@@ -12,19 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import potstill
-from potstill import augment
-from potstill.augment import Draw, Strategy, draw_operations
 from potstill.errors import UsageError
+from potstill.learning import augment
+from potstill.learning.augment import Draw, Strategy, draw_operations
+from potstill.learning.optim import Descent
+from potstill.learning.pool import untrained
+from potstill.machine.runtime import Runtime
 from potstill.methods import Problem, run_method
-from potstill.methods.descent import Descent
 from potstill.methods.dsdm import DSDM, DSDMConfig, DSDMState
-from potstill.methods.features import Bank, embed_batch, real_source
+from potstill.methods.real_features import Bank, embed_batch, real_source
 from potstill.networks import build_network
-from potstill.pool import untrained
-from potstill.runtime import Runtime
 from potstill.seeding import generator
+from potstill.sets.synthetic import decode
 from potstill.spec import LabelledDataset, Split, normalise
-from potstill.synthetic import decode
 
 SMALL = {"steps": 3, "real_batch": 16}
 #: The keys of fidelity "paper", see test_fidelity.

@@ -12,12 +12,12 @@ import torch
 from potstill import evaluation as module
 from potstill.errors import UsageError
 from potstill.evaluation import PROTOCOLS, Score, Scores, evaluate, evaluate_once, evaluation_seeds, protocol_schedule
+from potstill.learning.fit import accuracy, fit
+from potstill.machine.runtime import Runtime
 from potstill.networks import build_network
-from potstill.runtime import Runtime
 from potstill.seeding import derive
+from potstill.sets.synthetic import SyntheticSet, initial_images
 from potstill.spec import LabelledDataset
-from potstill.synthetic import SyntheticSet, initial_images
-from potstill.training import accuracy, fit
 
 # --- protocols
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import potstill
+from potstill.learning.pool import untrained
 from potstill.methods import METHODS, Problem, run_method
 from potstill.networks import build_network
-from potstill.pool import untrained
 from potstill.spec import LabelledDataset, normalise, to_pixels
 
 ROOT = Path(__file__).parents[1]

@@ -19,11 +19,12 @@ from PIL import Image
 
 from potstill.data import load_dataset
 from potstill.errors import DataError, MissingExtra, RunError, UsageError
-from potstill.exchange import EXPORTS, export, quantise, read_pt, read_set
-from potstill.exchange.eight_bit import from_levels, to_levels
-from potstill.exchange.names import distinct, folder_names
+from potstill.sets.export import EXPORTS, export, quantise, read_pt
+from potstill.sets.export.eight_bit import from_levels, to_levels
+from potstill.sets.export.names import distinct, folder_names
+from potstill.sets.read import read_set
+from potstill.sets.synthetic import SyntheticSet
 from potstill.spec import DatasetSpec, LabelledDataset
-from potstill.synthetic import SyntheticSet
 
 FOLDER_FORMS = ("folder", "huggingface")
 FILE_FORMS = ("pt", "pt-data", "safetensors")
@@ -332,7 +333,7 @@ def test_folders_that_sort_otherwise_than_labels_are_announced(gray, tmp_path, c
 
 
 def test_more_than_ten_thousand_pictures_still_sort(toy_dataset, monkeypatch):
-    monkeypatch.setattr("potstill.exchange.folder.png_bytes", lambda sample: b"")
+    monkeypatch.setattr("potstill.sets.export.folder.png_bytes", lambda sample: b"")
     spec = replace(toy_dataset.spec, shape=(1, 1, 1), classes=("a",))
     content = EXPORTS["folder"].content(SyntheticSet(torch.rand(1, 10_001, 1, 1, 1), spec), {})
     names = [name for name in content if name.endswith(".png")]

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from potstill import extractor as module
-from potstill.augment import OPERATIONS, Draw, Strategy, apply, draw
-from potstill.extractor import Extractor, chunks
+from potstill.learning import extractor as module
+from potstill.learning.augment import OPERATIONS, Draw, Strategy, apply, draw
+from potstill.learning.extractor import Extractor, chunks
+from potstill.machine.runtime import Runtime
 from potstill.networks import build_network
 from potstill.networks.convnet import ConvNet
-from potstill.runtime import Runtime
 from potstill.seeding import generator
 from potstill.spec import DatasetSpec, LabelledDataset, normalise, to_pixels
 

@@ -19,17 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from potstill.augment import Strategy
-from potstill.compiler import find_compiler
+from potstill.learning.augment import Strategy
+from potstill.learning.pool import Pool, untrained
+from potstill.machine.compiler import find_compiler
+from potstill.machine.runtime import Runtime, has_bf16
+from potstill.matching.statistics import covariance_distance, covariances
 from potstill.methods import Problem
 from potstill.methods.dsdm import DSDM, DSDMConfig, DSDMState
-from potstill.methods.features import embed_batch, embed_decoded
-from potstill.pool import Pool, untrained
-from potstill.runtime import Runtime, has_bf16
+from potstill.methods.real_features import embed_batch, embed_decoded
 from potstill.seeding import generator
+from potstill.sets.synthetic import decode
 from potstill.spec import DatasetSpec, Split
-from potstill.statistics import covariance_distance, covariances
-from potstill.synthetic import decode
 
 pytestmark = [
     pytest.mark.slow,

@@ -14,17 +14,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from potstill.config import Recipe, resolve
 from potstill.errors import DataError
+from potstill.learning.pool import untrained
+from potstill.machine.runtime import Runtime
 from potstill.methods import FeatureStore, Problem, run_method
 from potstill.methods.dsdm import DSDM, DSDMConfig
 from potstill.methods.dsdm_plus import DSDMPlus, DSDMPlusConfig
-from potstill.pool import untrained
-from potstill.run import stages
+from potstill.recipe import Recipe, resolve
+from potstill.run import distil as stages
+from potstill.run.distil import distill_run
 from potstill.run.progress import Reporter
-from potstill.run.stages import distill_run
 from potstill.run.store import RunStore
-from potstill.runtime import Runtime
 from potstill.spec import LabelledDataset
 
 BANK: dict[str, Any] = {"steps": 6, "real_batch": 16, "real_statistics": "bank", "bank_draws": 2}

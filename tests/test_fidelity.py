@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 import potstill
-from potstill.config import Recipe, resolve
 from potstill.errors import UsageError
+from potstill.learning.pool import FAST, PAPER, untrained
+from potstill.machine.runtime import Runtime
 from potstill.methods import Init, Problem
 from potstill.methods.dsdm import FIDELITY
-from potstill.pool import FAST, PAPER, untrained
-from potstill.runtime import Runtime
+from potstill.recipe import Recipe, resolve
 from potstill.spec import LabelledDataset
 
 #: Every key by which the paper's text differs from the default, as documented.

@@ -11,15 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from potstill.config import resolve
+from potstill.learning.pool import untrained
+from potstill.machine.runtime import Runtime
 from potstill.methods import METHODS, Init, Method, Problem, State, run_method
-from potstill.pool import untrained
+from potstill.recipe import resolve
+from potstill.run.distil import distill_run
 from potstill.run.progress import Reporter
-from potstill.run.stages import distill_run
 from potstill.run.store import RunStore
-from potstill.runtime import Runtime
+from potstill.sets.synthetic import SyntheticSet
 from potstill.spec import LabelledDataset
-from potstill.synthetic import SyntheticSet
 
 every_method = pytest.mark.parametrize("name", list(METHODS))
 every_iterative_method = pytest.mark.parametrize("name", [n for n in METHODS if METHODS[n]().steps])

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from potstill import native
-from potstill.compiler import find_compiler
+from potstill.machine import kernel as native
+from potstill.machine.compiler import find_compiler
+from potstill.machine.runtime import Runtime
 from potstill.networks.convnet import ConvNet, norm_relu_pool
 from potstill.run.environment import environment
-from potstill.runtime import Runtime
 from potstill.seeding import generator
 
 #: torch.compile walks into deprecated corners of torch and hides the warnings itself; as errors they would stop it.

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from potstill.errors import UsageError
-from potstill.objectives import calibrate, integrate_history, match_covariances, match_history, match_prototypes
-from potstill.statistics import prototypes
+from potstill.matching.features import calibrate, integrate_history, match_covariances, match_history, match_prototypes
+from potstill.matching.statistics import prototypes
 
 REAL = torch.tensor([[[1, 0], [3, 4]], [[0, 0], [2, 2]]], dtype=torch.float64)
 SYNTHETIC = torch.tensor([[[0, 1], [2, 1]], [[1, 3], [1, 1]]], dtype=torch.float64)

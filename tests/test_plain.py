@@ -13,10 +13,10 @@ import torch
 from data_factory import noise
 from torch import Tensor
 
-from potstill.augment import BRIGHT, CONTRAST_AT, CROP_X, CROP_Y, CUT_X, CUT_Y, SATURATE, Strategy
+from potstill.learning.augment import BRIGHT, CONTRAST_AT, CROP_X, CROP_Y, CUT_X, CUT_Y, SATURATE, Strategy
+from potstill.learning.pool import Pool, untrained
 from potstill.methods import Problem
 from potstill.methods.dsdm import DSDM, DSDMConfig
-from potstill.pool import Pool, untrained
 from potstill.seeding import generator
 from potstill.spec import DatasetSpec, Split
 

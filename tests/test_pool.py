@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from potstill import pool as module
 from potstill.errors import DataError, UsageError
 from potstill.files import default_cache
+from potstill.learning import pool as module
+from potstill.learning.fit import Schedule, accuracy, fit
+from potstill.learning.pool import FAST, PAPER, SCHEDULES, Pool, pretrain, read_member, untrained
+from potstill.machine.runtime import Runtime
 from potstill.networks import Backbone, build_network
-from potstill.pool import FAST, PAPER, SCHEDULES, Pool, pretrain, read_member, untrained
-from potstill.runtime import Runtime
 from potstill.seeding import derive
 from potstill.spec import LabelledDataset
-from potstill.training import Schedule, accuracy, fit
 
 QUICK = Schedule(epochs=2, batch=16, learning_rate=0.01, augment="color_crop", cutmix=0.5)
 

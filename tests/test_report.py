@@ -42,8 +42,8 @@ from potstill.report import (
 )
 from potstill.report.cost import CostPoint
 from potstill.report.curves import smooth, smoothing_window
+from potstill.sets.synthetic import SyntheticSet
 from potstill.spec import DatasetSpec
-from potstill.synthetic import SyntheticSet
 
 MakeRun = Callable[..., Path]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 import potstill
+from potstill.learning.fit import Schedule, accuracy, fit
+from potstill.machine.runtime import Runtime
 from potstill.networks import build_network
-from potstill.runtime import Runtime
 from potstill.spec import LabelledDataset
-from potstill.training import Schedule, accuracy, fit
 
 
 def test_parameters_are_those_counted_by_hand(toy_colour: LabelledDataset) -> None:

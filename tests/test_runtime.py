@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from potstill import runtime as module
 from potstill.errors import UsageError
-from potstill.runtime import Runtime, has_bf16, last_cache_bytes
+from potstill.machine import runtime as module
+from potstill.machine.runtime import Runtime, has_bf16, last_cache_bytes
 
 LONG = {"passes": 10_000_000}
 MB = 2**20

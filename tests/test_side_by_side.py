@@ -20,17 +20,17 @@ import pytest
 import torch
 
 import potstill
-from potstill.config import resolve
 from potstill.errors import DataError, Interrupted, MissingExtra, RunError, UsageError
-from potstill.run import scoring
-from potstill.run import side_by_side as module
+from potstill.machine.runtime import Runtime
+from potstill.recipe import resolve
+from potstill.run import score as scoring
+from potstill.run.engine import processes as module
+from potstill.run.engine.processes import settle_at_once, side_by_side, waves
 from potstill.run.progress import Reporter
-from potstill.run.scoring import evaluate_set
-from potstill.run.side_by_side import settle_at_once, side_by_side, waves
+from potstill.run.score import evaluate_set
 from potstill.run.store import RunStore
-from potstill.runtime import Runtime
+from potstill.sets.synthetic import SyntheticSet
 from potstill.spec import LabelledDataset
-from potstill.synthetic import SyntheticSet
 
 QUIET = Reporter(quiet=True)
 PLAIN = {"device": "cpu", "precision": "fp32", "compile": False, "chunk": 64}

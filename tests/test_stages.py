@@ -20,18 +20,19 @@ import torch
 from safetensors.torch import load_file
 
 import potstill
-from potstill.config import Recipe, resolve
 from potstill.errors import DataError, Interrupted, RunError, UsageError
 from potstill.methods import METHODS
 from potstill.methods.dsdm import DSDM
-from potstill.run import scoring, stages
+from potstill.recipe import Recipe, resolve
+from potstill.run import distil as stages
+from potstill.run import score as scoring
+from potstill.run.distil import distill_run, pretrain_pool, read_run_recipe
 from potstill.run.environment import forget_peak_memory, peak_memory_mb
 from potstill.run.progress import Reporter
-from potstill.run.scoring import evaluate_kept, evaluate_set
-from potstill.run.stages import distill_run, pretrain_pool, read_run_recipe
+from potstill.run.score import evaluate_kept, evaluate_set
 from potstill.run.store import RunStore
+from potstill.sets.synthetic import SyntheticSet
 from potstill.spec import LabelledDataset
-from potstill.synthetic import SyntheticSet
 
 QUIET = Reporter(quiet=True)
 SMALL: dict[str, Any] = {

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from potstill import statistics
-from potstill.statistics import (
+from potstill.matching import statistics
+from potstill.matching.statistics import (
     centred,
     covariance_distance,
     covariance_distance_direct,

@@ -13,8 +13,8 @@ from filelock import FileLock
 
 from potstill.errors import DataError, PotstillError, RunError, UsageError
 from potstill.run.store import MetricsLog, RunStore
+from potstill.sets.synthetic import SyntheticSet
 from potstill.spec import LabelledDataset
-from potstill.synthetic import SyntheticSet
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from potstill.errors import DataError, UsageError
+from potstill.sets.synthetic import SyntheticSet, check_factor, decode, initial_images
 from potstill.spec import LabelledDataset, Split
-from potstill.synthetic import SyntheticSet, check_factor, decode, initial_images
 
 FACTORS = pytest.mark.parametrize("factor", [(1, 1), (1, 2), (2, 2), (3, 2), (3, 3)], ids=str)
 

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from potstill.augment import Strategy, apply, draw
 from potstill.errors import RunError, UsageError
+from potstill.learning.augment import Strategy, apply, draw
+from potstill.learning.fit import Schedule, _draw_cutmix, _Step, accuracy, fit
+from potstill.machine.runtime import Runtime
 from potstill.networks.convnet import ConvNet
-from potstill.runtime import Runtime
 from potstill.seeding import generator
 from potstill.spec import DatasetSpec, LabelledDataset, Split, normalise
-from potstill.training import Schedule, _draw_cutmix, _Step, accuracy, fit
 
 PLAIN = Schedule(epochs=1, batch=8, learning_rate=0.01)
 WHOLE = Runtime(chunk=1024)

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from .data import load_dataset
     from .errors import DataError, Interrupted, MissingExtra, PotstillError, RunError, UsageError
     from .evaluation import Scores, evaluate
-    from .exchange import export, read_set
     from .run.api import Run, distill
+    from .sets.export import export
+    from .sets.read import read_set
+    from .sets.synthetic import SyntheticSet
     from .spec import DatasetSpec, LabelledDataset, Split
-    from .synthetic import SyntheticSet
 
 #: Public name -> module. Resolved on first use, so that `potstill --help` does not wait for torch.
 _PUBLIC = {
@@ -26,9 +27,9 @@ _PUBLIC = {
     "Run": "run.api",
     "evaluate": "evaluation",
     "Scores": "evaluation",
-    "SyntheticSet": "synthetic",
-    "export": "exchange",
-    "read_set": "exchange",
+    "SyntheticSet": "sets.synthetic",
+    "export": "sets.export",
+    "read_set": "sets.read",
     "DatasetSpec": "spec",
     "LabelledDataset": "spec",
     "Split": "spec",

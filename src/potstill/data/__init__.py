@@ -12,13 +12,14 @@ from typing import Any
 
 from ..errors import DataError, UsageError
 from ..spec import LabelledDataset
-from . import adapters, cifar, digits, folder, idx, npz  # noqa: F401  (they enter themselves in the registries)
-from .finish import finish
-from .hub import from_hub
-from .raw import DATASETS, FORMATS, MissingFiles, RawDataset, Size, as_sides, default_data_dir, logger
-from .sampling import ClassSampler, holdout_split
+from .check import finish
+from .holdout import holdout_split
+from .own import folder, npz, objects  # noqa: F401  (they enter themselves in the registries)
+from .published import cifar, digits, idx  # noqa: F401  (they enter themselves in the registries)
+from .published.hub import from_hub
+from .records import DATASETS, FORMATS, MissingFiles, RawDataset, Size, as_sides, default_data_dir, logger
 
-__all__ = ["DATASETS", "ClassSampler", "default_data_dir", "holdout_split", "load_dataset"]
+__all__ = ["DATASETS", "default_data_dir", "holdout_split", "load_dataset"]
 
 
 def load_dataset(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import DataError
-from .raw import MIN_SIDE, RawSplit, Size, as_sides
+from .records import MIN_SIDE, RawSplit, Size, as_sides
 
 CHUNK = 1024  # images converted at a time: bounds the float copy of a uint8 set
 

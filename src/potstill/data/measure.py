@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..spec import Split
 from .layout import CHUNK
-from .raw import Statistics
+from .records import Statistics
 
 
 def value_range(images: Tensor) -> tuple[float, float]:

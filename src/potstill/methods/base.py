@@ -16,18 +16,18 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from ..augment import Draw, Strategy, draw_operations
-from ..data.sampling import ClassSampler
 from ..errors import UsageError
-from ..extractor import Extractor
+from ..learning.augment import Draw, Strategy, draw_operations
+from ..learning.extractor import Extractor
+from ..learning.pool import Pool
+from ..machine.runtime import Runtime
 from ..networks import build_network
-from ..pool import Pool
 from ..registry import Registry
-from ..runtime import Runtime
 from ..seeding import derive, generator
+from ..sets.synthetic import Factor, SyntheticSet, check_init, initial_images
 from ..spec import DatasetSpec, Split
-from ..synthetic import Factor, SyntheticSet, check_init, initial_images
 from .feature_store import FeatureStore
+from .sampler import ClassSampler
 
 
 @dataclass(frozen=True)

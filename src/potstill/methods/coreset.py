@@ -13,10 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..augment import COLUMNS, Draw
 from ..errors import UsageError
+from ..learning.augment import COLUMNS, Draw
+from ..sets.synthetic import SyntheticSet
 from ..spec import to_pixels
-from ..synthetic import SyntheticSet
 from .base import Method, Problem, State
 
 

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..augment import Strategy
 from ..errors import UsageError
+from ..learning.augment import Strategy
+from ..learning.optim import Descent
+from ..matching.features import match_prototypes
 from ..networks import build_network
-from ..objectives import match_prototypes
 from ..seeding import derive
-from ..synthetic import decode
+from ..sets.synthetic import decode
 from .base import METHODS, Method, Problem, State
-from .descent import Descent
-from .features import embed_batch, embed_decoded
+from .real_features import embed_batch, embed_decoded
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,15 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ..augment import Draw, Strategy
 from ..errors import UsageError
-from ..objectives import calibrate, integrate_history, match_covariances, match_history, match_prototypes
+from ..learning.augment import Draw, Strategy
+from ..learning.optim import Descent
+from ..matching.features import calibrate, integrate_history, match_covariances, match_history, match_prototypes
+from ..matching.statistics import prototypes, spread
 from ..seeding import generator
-from ..statistics import prototypes, spread
-from ..synthetic import decode
+from ..sets.synthetic import decode
 from .base import METHODS, Method, Problem, State
-from .descent import Descent
-from .features import RealBatch, RealSource, embed_decoded, real_source
+from .real_features import RealBatch, RealSource, embed_decoded, real_source
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import native
 from ..errors import UsageError
+from ..machine import kernel as native
 from .base import NETWORKS, Backbone
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from .cost import CostCurve, cost_curves
 from .curves import cost_figure, loss_curves
-from .grid import before_after, image_grid, save_preview
 from .page import render_report, write_report
-from .records import RunRecord, collect, read_run
+from .pictures import before_after, image_grid, save_preview
+from .read import RunRecord, collect, read_run
 from .rows import Row, make_rows
 from .tables import rich_table, rows_to_json, terminal_table, to_csv, to_markdown
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from .records import RunRecord, StoredScore
+from .read import RunRecord, StoredScore
 from .rows import group_runs, statistics_of
 
 

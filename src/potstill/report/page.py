@@ -14,11 +14,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..errors import DataError
 from ..files import write_atomically
-from ..synthetic import SyntheticSet
+from ..sets.synthetic import SyntheticSet
 from .cost import CostCurve, cost_curves
 from .curves import cost_figure, loss_curves
-from .grid import image_grid, png
-from .records import RunRecord, collect
+from .pictures import image_grid, png
+from .read import RunRecord, collect
 from .rows import FULL_DATA_ROW, group_runs, make_rows
 from .tables import shown_table
 from .words import describe_missing, describe_protocol, describe_results, describe_runs, describe_title

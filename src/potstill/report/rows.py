@@ -10,8 +10,8 @@ from statistics import fmean, stdev, variance
 from typing import Any
 
 from ..run.store import FULL_DATA
-from ..synthetic import Factor
-from .records import RunRecord, StoredScore, joined
+from ..sets.synthetic import Factor
+from .read import RunRecord, StoredScore, joined
 
 #: The rows that a gain is counted from; the first keeps whole images, the second is the undistilled mosaic.
 RANDOM_METHODS = ("random", "random_mix")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from .records import RunRecord
+from .read import RunRecord
 from .rows import Row, make_rows
 
 if TYPE_CHECKING:

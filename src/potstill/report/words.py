@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ..evaluation import PROTOCOLS
+from ..learning.fit import Schedule
 from ..methods import METHODS
-from ..training import Schedule
-from .records import RunRecord
+from .read import RunRecord
 from .rows import RANDOM_METHODS, Row, better_random
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import Recipe, resolve
+from ..recipe import Recipe, resolve
+from ..sets.synthetic import SyntheticSet
 from ..spec import LabelledDataset
-from ..synthetic import SyntheticSet
+from .distil import distill_run
 from .progress import Reporter
-from .stages import distill_run
 from .store import RunStore
 
 

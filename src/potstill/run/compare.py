@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..config import Recipe, resolve
 from ..errors import Interrupted, reason
 from ..evaluation import Scores
 from ..methods import METHODS
+from ..recipe import Recipe, resolve
+from ..sets.synthetic import Factor
 from ..spec import LabelledDataset
-from ..synthetic import Factor
+from .distil import distill_run
 from .progress import Reporter
-from .scoring import evaluate_full_data, evaluate_kept, evaluate_set
-from .stages import distill_run
+from .score import evaluate_full_data, evaluate_kept, evaluate_set
 from .store import FULL_DATA, RunStore
 
 T = TypeVar("T")

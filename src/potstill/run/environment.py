@@ -18,9 +18,9 @@ from typing import Any
 import numpy
 import torch
 
-from .. import native
-from ..memory import return_freed_memory
-from ..runtime import Runtime
+from ..machine import kernel as native
+from ..machine.allocator import return_freed_memory
+from ..machine.runtime import Runtime
 
 
 def environment(runtime: Runtime) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..errors import DataError, Interrupted, PotstillError, RunError, UsageError, reason
 from ..files import write_atomically
-from ..synthetic import SyntheticSet
+from ..sets.synthetic import SyntheticSet
 
 SCHEMA_VERSION = 1
 #: The folder beside run folders where networks trained on the whole training split have their scores.

@@ -1,0 +1,1 @@
+"""Networks that learn: what they see, how they are updated, the pool."""

@@ -1,0 +1,72 @@
+"""torch.compile and its surroundings: the C++ compiler, the place of compiled code, mending what a kill left there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from ..files import default_cache
+
+log = logging.getLogger("potstill")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compiled(function: F) -> F:
+    """`function` through torch.compile, with static shapes and as one graph."""
+    return _mending(torch.compile(function, dynamic=False, fullgraph=True))  # type: ignore[return-value]
+
+
+def find_compiler() -> str | None:
+    """Path of a C++ compiler, `CXX` first; None where there is none."""
+    names = (os.environ.get("CXX", "g++"), "g++", "clang++")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+def keep_compiled_code() -> None:
+    """In the cache folder, for the next run; before the compiler is imported, which then settles its own place."""
+    folder = default_cache() / "inductor"
+    with suppress(OSError):  # a cache that cannot be written: torch's own place, in the temporary folder
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+
+
+def _mending(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """`compiled`, which makes anew what a run killed while compiling left half written in the cache."""
+    from torch._dynamo.exc import BackendCompilerFailed  # not above: the compiler takes seconds to import
+
+    @wraps(compiled)
+    def call(*given: Any, **keys: Any) -> Any:
+        removed: set[Path] = set()
+        while True:
+            try:
+                return compiled(*given, **keys)
+            except BackendCompilerFailed as error:
+                torn = _unloadable_library(error)
+                if torn is None or torn in removed:
+                    raise
+                log.warning("%s: left half written by a run that was stopped; compiling it again", torn)
+                torn.unlink(missing_ok=True)
+                removed.add(torn)
+
+    return call
+
+
+def _unloadable_library(error: Exception) -> Path | None:
+    """The library of the compiler's cache that could not be loaded, if that is what `error` tells."""
+    named = re.search(r"ImportError: (/\S+\.so): ", str(error))
+    cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR")  # set by us or, once imported, by the compiler
+    if not named or not cache:
+        return None
+    # Nothing outside is ours to remove: a system's library may be unloadable too.
+    return Path(named[1]) if Path(named[1]).is_relative_to(Path(cache).absolute()) else None

@@ -1,0 +1,311 @@
+"""Run folders read back: what each says of its recipe, environment, times, losses, sets and scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import DataError
+from ..run.store import FULL_DATA, RunStore
+from ..sets.synthetic import Factor, SyntheticSet
+
+#: Of the score files, as `run` writes them.
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class StoredScore:
+    """One evaluation as it lies in `scores/`: one network at its last epoch. `accuracy` is a share, 0..1.
+
+    `set_hash` is of the set's content; of the full data it is the fingerprint.
+    """
+
+    network: str
+    protocol: str
+    epochs: int
+    seed: int
+    accuracy: float
+    set_hash: str = ""
+    recipe_hash: str = ""
+    device: str = ""
+    commit: str = ""
+    numbers_stored: int | None = None
+
+    @property
+    def terms(self) -> tuple[str, str, int]:
+        """What scores must share to be pooled."""
+        return self.network, self.protocol, self.epochs
+
+
+@dataclass(frozen=True)
+class FullData:
+    """What networks scored that were trained on the whole training split: a comparison's yardstick."""
+
+    scores: tuple[StoredScore, ...] = ()
+    failure: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """All that a run folder says. Parts that a run has not come to yet are empty or None.
+
+    Attributes:
+        config, config_text: `config.yaml`, read and as written.
+        environment, times: `env.json` and `times.json`.
+        metrics: lines of `metrics.jsonl`.
+        distilled, initial: the set, and the set before the first step.
+        failure: why the last attempt failed, in one line; "" where it did not.
+        kept_scores: of the sets that were kept on the way, by their steps.
+        full_data: as it lies beside the run's folder.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    config_text: str
+    environment: dict[str, Any] = field(default_factory=dict)
+    times: dict[str, Any] = field(default_factory=dict)
+    metrics: tuple[dict[str, Any], ...] = ()
+    scores: tuple[StoredScore, ...] = ()
+    distilled: SyntheticSet | None = None
+    initial: SyntheticSet | None = None
+    failure: str = ""
+    kept_scores: dict[int, tuple[StoredScore, ...]] = field(default_factory=dict)
+    full_data: FullData = FullData()
+
+    @property
+    def name(self) -> str:
+        return self.folder.absolute().name
+
+    @property
+    def method(self) -> str:
+        return self.config["method"]["name"]
+
+    @property
+    def ipc(self) -> int:
+        return self.config["ipc"]
+
+    @property
+    def dataset(self) -> str:
+        """The name in the set's spec, which is a folder's last part; before there is a set, as the recipe has it."""
+        shown = self.distilled or self.initial
+        return shown.spec.name if shown else self.config["data"]["name"]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the data's content; "" before there is a set."""
+        shown = self.distilled or self.initial
+        return shown.spec.fingerprint if shown else ""
+
+    @property
+    def factor(self) -> Factor:
+        """As in the set: `random` keeps whole images whatever the recipe says."""
+        if self.distilled:
+            return self.distilled.factor
+        rows, columns = self.config["factor"]
+        return rows, columns
+
+    @property
+    def numbers_stored(self) -> int | None:
+        return self.distilled.numbers_stored if self.distilled else None
+
+    @property
+    def steps_planned(self) -> int | None:
+        return self.config["method"].get("steps")
+
+    @property
+    def steps_done(self) -> int:
+        return int(self.metrics[-1]["step"]) if self.metrics else 0
+
+    @property
+    def budget_minutes(self) -> float | None:
+        return (self.config.get("budget") or {}).get("minutes")
+
+    @property
+    def stopped(self) -> str:
+        """Where a budget cut the run short, in words; "" where it did not."""
+        facts = self.distilled.provenance if self.distilled else {}
+        if "budget_minutes" not in facts:
+            return ""
+        done, planned = int(facts["steps"]), int(facts["steps_planned"])
+        return f"after {done:,} of {planned:,} steps by its budget of {facts['budget_minutes']} min"
+
+    @property
+    def recipe_hash(self) -> str:
+        hashes = [*(s.recipe_hash for s in self.scores), str(self.environment.get("recipe_hash") or "")]
+        return joined(hashes)
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file()
+
+
+def collect(folder: str | Path) -> list[RunRecord]:
+    """The run in `folder`, or all runs whose folders lie directly in it, by name.
+
+    Raises:
+        DataError: neither a run folder nor a folder of run folders, or a damaged file; the message names file and
+            line.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected a run folder or a folder of run folders")
+    if is_run(folder):
+        return [read_run(folder)]
+    runs = sorted((path for path in folder.iterdir() if path.is_dir() and is_run(path)), key=lambda path: path.name)
+    if not runs:
+        raise DataError(
+            f"{folder}: holds no run; expected a config.yaml here (a run folder) or in folders directly below "
+            "(a collection of runs)"
+        )
+    return [read_run(path) for path in runs]
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """Read one run folder, finished or not.
+
+    Raises:
+        DataError: no `config.yaml`, or a damaged file; the message names file and line.
+    """
+    store = RunStore(folder)
+    config, text = _read_config(store.config)
+    return RunRecord(
+        folder=store.root,
+        config=config,
+        config_text=text,
+        environment=_read_optional(store.root / "env.json"),
+        times=_read_optional(store.root / "times.json"),
+        metrics=_read_metrics(store.metrics),
+        scores=_read_scores(store.scores),
+        distilled=_load_optional(store.distilled),
+        initial=_load_optional(store.initial),
+        failure=_read_failure(store),
+        kept_scores={step: _read_scores(store.kept_scores(step)) for step in store.kept_sets()},
+        full_data=_read_full_data(RunStore(store.root.parent / FULL_DATA)),
+    )
+
+
+def joined(values: Iterable[str]) -> str:
+    """All there are, each once, with commas between."""
+    return ", ".join(dict.fromkeys(value for value in values if value))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8", errors="replace")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], str]:
+    if not path.is_file():
+        raise DataError(f"{path.parent}: not a run folder; expected a config.yaml in it")
+    text = _read_text(path)
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        raise DataError(f"{path}, line {line}: not valid YAML; restore the recipe that the run was made by") from error
+    for keys, kind in ((("data", "name"), str), (("method", "name"), str), (("ipc",), int)):
+        value = config
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, kind):
+            raise DataError(f"{path}: {'.'.join(keys)} is {value!r}; expected a resolved recipe, as a run saves it")
+    factor = config.setdefault("factor", [1, 1])
+    if not isinstance(factor, list) or len(factor) != 2:
+        raise DataError(f"{path}: factor is {factor!r}; expected two numbers, rows and columns")
+    return config, text
+
+
+def _read_optional(path: Path) -> dict[str, Any]:
+    return _parse_object(_read_text(path), path) if path.is_file() else {}
+
+
+def _parse_object(text: str, path: Path, line: int | None = None) -> dict[str, Any]:
+    """A JSON object; `line` is given for a line of a longer file."""
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}, line {line or error.lineno}: not valid JSON ({error.msg}); remove or restore it"
+        ) from error
+    if not isinstance(record, dict):
+        raise DataError(f"{path}, line {line or 1}: expected a JSON object, found {type(record).__name__}")
+    return record
+
+
+def _read_metrics(path: Path) -> tuple[dict[str, Any], ...]:
+    """Lines of numbers. What follows the last newline is what a killed run was writing: kept only if it is whole."""
+    if not path.is_file():
+        return ()
+    *whole, rest = _read_text(path).split("\n")
+    lines = [_metric(text, path, i) for i, text in enumerate(whole, start=1) if text.strip()]
+    if rest.strip():
+        with suppress(DataError):
+            lines.append(_metric(rest, path, len(whole) + 1))
+    return tuple(lines)
+
+
+def _metric(text: str, path: Path, line: int) -> dict[str, Any]:
+    record = _parse_object(text, path, line)
+    step = record.get("step")
+    if not isinstance(step, int) or isinstance(step, bool):
+        raise DataError(f"{path}, line {line}: step is {step!r}; expected a whole number")
+    return record
+
+
+def _read_failure(store: RunStore) -> str:
+    return str(_read_optional(store.failure).get("reason", ""))
+
+
+def _read_full_data(store: RunStore) -> FullData:
+    return FullData(_scores_in(store.scores), _read_failure(store))
+
+
+def _scores_in(folder: Path) -> tuple[StoredScore, ...]:
+    paths = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
+    return tuple(_score(_parse_object(_read_text(path), path), path) for path in paths)
+
+
+def _read_scores(folder: Path) -> tuple[StoredScore, ...]:
+    """The scores of one set."""
+    scores = _scores_in(folder)
+    hashes = {score.set_hash for score in scores}
+    if len(hashes) > 1:
+        raise DataError(
+            f"{folder}: scores of {len(hashes)} different sets ({', '.join(sorted(hashes))}); one set is expected: "
+            "remove the scores of the older ones"
+        )
+    return scores
+
+
+def _score(record: dict[str, Any], path: Path) -> StoredScore:
+    version = record.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise DataError(f"{path}: schema_version {version!r}, this potstill reads {SCHEMA_VERSION}; upgrade it")
+    for key, kind in (("network", str), ("protocol", str), ("epochs", int), ("seed", int), ("accuracy", (int, float))):
+        if not isinstance(record.get(key), kind) or isinstance(record[key], bool):
+            raise DataError(f"{path}, line 1: {key} is {record.get(key)!r}; expected a score as evaluate stores it")
+    if not 0 <= record["accuracy"] <= 1:
+        raise DataError(f"{path}, line 1: accuracy is {record['accuracy']!r}; expected a share between 0 and 1")
+    texts = {key: str(record.get(key) or "") for key in ("set_hash", "recipe_hash", "device", "commit")}
+    return StoredScore(
+        network=record["network"],
+        protocol=record["protocol"],
+        epochs=record["epochs"],
+        seed=record["seed"],
+        accuracy=float(record["accuracy"]),
+        numbers_stored=record.get("numbers_stored"),
+        **texts,
+    )
+
+
+def _load_optional(path: Path) -> SyntheticSet | None:
+    return SyntheticSet.load(path) if path.is_file() else None
