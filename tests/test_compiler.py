@@ -15,7 +15,7 @@ from potstill.machine.compiler import _mending
 
 COMPILES = """
 import torch
-from potstill.runtime import Runtime
+from potstill.machine.runtime import Runtime
 
 runtime = Runtime(compile=True)
 runtime.start()

@@ -163,8 +163,8 @@ def test_a_process_that_ends_before_it_has_its_work_is_told_too() -> None:
 BLOCKED = """
 import signal
 from functools import partial
-from potstill.run.side_by_side import side_by_side
-from potstill.runtime import Runtime
+from potstill.run.engine.processes import side_by_side
+from potstill.machine.runtime import Runtime
 from test_side_by_side import blocked
 
 if __name__ == "__main__":

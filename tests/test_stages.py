@@ -445,7 +445,7 @@ def test_a_pool_is_trained_once_and_then_read_from_the_cache(
 ) -> None:
     recipe = small(pool__pretrained=True, pool__epochs=1)
     first = pretrain_pool(recipe, toy_dataset, QUIET, cache=tmp_path)
-    monkeypatch.setattr(potstill.pool, "fit", lambda *_, **__: pytest.fail("a member was trained again"))
+    monkeypatch.setattr("potstill.learning.pool.fit", lambda *_, **__: pytest.fail("a member was trained again"))
     again = pretrain_pool(
         small(pool__pretrained=True, pool__epochs=1, seed=9, ipc=2), toy_dataset, QUIET, cache=tmp_path
     )

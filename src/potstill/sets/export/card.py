@@ -135,7 +135,7 @@ labels = torch.tensor(rows["label"])
 The exact set is a torch `Dataset` of such images and labels, decoded and normalised:
 
 ```python
-from potstill.synthetic import SyntheticSet
+from potstill.sets.synthetic import SyntheticSet
 
 train = SyntheticSet.load("path/to/this/folder")
 ```
