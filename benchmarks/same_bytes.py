@@ -3,7 +3,7 @@
     python benchmarks/same_bytes.py --out before.json                       # at the one commit
     python benchmarks/same_bytes.py --out after.json --against before.json  # at the other; exits 1 where bytes differ
 
-Each method on gray 8x8 digits and on colour 32x32 patterns that it makes itself, eager in fp32 and compiled in bf16, on
+Each method on gray 8x8 digits and on colour 16x16 patterns that it makes itself, eager in fp32 and compiled in bf16, on
 one thread, through the public functions alone, so that the same script serves any commit. Hashes hold for one kind of
 processor and one torch: make both files on the same machine.
 """
@@ -74,9 +74,9 @@ def hashes(folder: Path, data_sets: list[str], modes: list[str], cache: Path | N
 
 
 def patterns(folder: Path) -> Path:
-    """Ten classes of colour gratings with noise, 32x32, as an .npz file: enough to learn, nothing to fetch."""
+    """Ten classes of colour gratings with noise, 16x16, as an .npz file: enough to learn, nothing to fetch."""
     rng = np.random.default_rng(0)
-    rows, columns = np.mgrid[0:32, 0:32] / 32
+    rows, columns = np.mgrid[0:16, 0:16] / 16
 
     def images(labels: np.ndarray) -> np.ndarray:
         angle, phase = labels * np.pi / 10, rng.uniform(0, 6.28, len(labels))
