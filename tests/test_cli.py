@@ -482,6 +482,29 @@ def test_keys_go_over_short_options_and_those_over_the_file(tmp_path: Path) -> N
     assert (config["ipc"], config["seed"], config["factor"], config["init"]["pick"]) == (1, 9, [3, 3], "first")
 
 
+def test_of_several_recipe_files_later_ones_win_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("ipc: 1\nseed: 8\nmethod: {name: random}\nfactor: [1, 1]\ndata: {name: digits}\n")
+    (tmp_path / "b.yaml").write_text("seed: 9\ninit: {pick: first}\n")
+    words = ["distill", "--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yaml")]
+    config = config_of(words, tmp_path)
+    assert (config["ipc"], config["seed"], config["init"]["pick"], config["method"]["name"]) == (
+        1,
+        9,
+        "first",
+        "random",
+    )
+
+
+def test_size_and_mirror_are_options_with_pythons_words_too(tmp_path: Path) -> None:
+    config = config_of([*DIGITS, "--method", "random", "--size", "12", "--mirror", "False"], tmp_path)
+    assert (config["data"]["size"], config["data"]["mirror"]) == (12, False)
+
+
+def test_the_pool_alone_has_no_options_for_a_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["pretrain", "--help"]) == 0
+    assert not {"--ipc", "--factor"} & set(capsys.readouterr().out.replace(",", " ").split())
+
+
 def test_one_number_is_a_square_factor(tmp_path: Path) -> None:
     assert config_of([*DIGITS, "--method", "random", "--factor", "2"], tmp_path)["factor"] == [2, 2]
 

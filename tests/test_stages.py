@@ -112,6 +112,7 @@ def test_a_run_leaves_all_its_files(toy_dataset: LabelledDataset, store: RunStor
         "state/kept/000005.safetensors",
         "synthetic/initial.safetensors",
         "synthetic/distilled.safetensors",
+        "synthetic/preview.png",
     }
     assert read_run_recipe(store) == recipe
     assert steps_logged(store) == [1, 2, 3, 4, 5, 6]

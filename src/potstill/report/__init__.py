@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from ..sets.export.pictures import before_after, image_grid, save_preview
 from .cost import CostCurve, cost_curves
 from .curves import cost_figure, loss_curves
 from .page import render_report, write_report
-from .pictures import before_after, image_grid, save_preview
 from .read import RunRecord, collect, read_run
 from .rows import Row, make_rows
 from .tables import rich_table, rows_to_json, terminal_table, to_csv, to_markdown

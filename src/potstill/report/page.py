@@ -14,10 +14,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..errors import DataError
 from ..files import write_atomically
+from ..sets.export.pictures import image_grid, png
 from ..sets.synthetic import SyntheticSet
 from .cost import CostCurve, cost_curves
 from .curves import cost_figure, loss_curves
-from .pictures import image_grid, png
 from .read import RunRecord, collect
 from .rows import FULL_DATA_ROW, group_runs, make_rows
 from .tables import shown_table

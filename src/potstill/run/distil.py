@@ -20,6 +20,7 @@ from ..learning.pool import Pool, pretrain, untrained
 from ..machine.runtime import Runtime
 from ..methods import FeatureStore, Method, Problem, State
 from ..recipe import Recipe, resolve
+from ..sets.export.pictures import save_preview
 from ..sets.synthetic import SyntheticSet
 from ..spec import LabelledDataset
 from .environment import environment, forget_peak_memory, peak_memory_mb
@@ -164,6 +165,7 @@ def _distill(
     if state.step < method.steps:
         synthetic = _cut_short(synthetic, recipe, method, reporter)
     store.write_set(store.distilled, synthetic)
+    save_preview(store.preview, synthetic, SyntheticSet.load(store.initial) if method.steps else None)
     return synthetic
 
 

@@ -9,9 +9,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..errors import UsageError
-from ..files import write_atomically
-from ..sets.synthetic import SyntheticSet
+from ...errors import UsageError
+from ...files import write_atomically
+from ..synthetic import SyntheticSet
 
 #: Sides that images are enlarged towards, and by how much at most: 8x8 is shown at 48 pixels, 32x32 at 64.
 READABLE_SIDE, MOST_ENLARGED = 64, 6

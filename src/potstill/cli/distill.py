@@ -1,0 +1,66 @@
+"""`potstill distill`: one run in a folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+from . import options as shared
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+    from ..run.store import RunStore
+
+
+def add_parser(verbs: Any) -> None:
+    parser = shared.add_verb(verbs, "distill", run, "distil a data set into a run folder", takes_keys=True)
+    shared.add_recipe(parser)
+    shared.add_key(parser, "--method", "method.name", metavar="NAME", help="see potstill list methods")
+    shared.add_key(parser, "--ipc", "ipc", type=int, help="stored images per class")
+    shared.add_factor(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder")
+    parser.add_argument("--resume", nargs="?", const=True, metavar="DIR", help="go on with the run in DIR (or --out)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
+    shared.add_keep_snapshots(parser, "steps whose sets are kept")
+    shared.add_places(parser)
+    shared.add_runtime(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    from ..run.distil import distill_run
+    from ..run.store import RunStore
+
+    folder = Path(options.resume) if isinstance(options.resume, str) else options.out
+    if folder is None:
+        raise UsageError("no folder for the run: add --out DIR")
+    store = RunStore(folder)
+    recipe = _recipe(options, store)
+    synthetic = distill_run(
+        recipe,
+        shared.data_of(options, recipe),
+        store,
+        shared.reporter_of(options),
+        cache=options.cache_dir,
+        resume=bool(options.resume),
+        overwrite=options.overwrite,
+    )
+    result = {
+        "run": str(store.root),
+        "recipe_hash": recipe.hash(),
+        "images": list(synthetic.images.shape),
+        "numbers_stored": synthetic.numbers_stored,
+        **{k: v for k, v in store.read_json("times.json").items() if k != "schema_version"},
+    }
+    shared.show(options, result, f"{store.distilled}\nnext: potstill evaluate {store.root}")
+
+
+def _recipe(options: argparse.Namespace, store: RunStore) -> Recipe:
+    """What was asked for, over the run's own where one goes on."""
+    from ..recipe import merge, resolve
+    from ..run.distil import read_run_recipe
+
+    if options.resume and (store.config.exists() or isinstance(options.resume, str)):
+        return resolve(read_run_recipe(store).to_dict(), merge(*shared.layers_of(options)))
+    return shared.recipe_of(options)

@@ -1,0 +1,31 @@
+"""`potstill export`: a set in another format."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from . import options as shared
+
+
+def add_parser(verbs: Any) -> None:
+    parser = shared.add_verb(verbs, "export", run, "write a set in another format")
+    parser.add_argument("set", type=Path, help="run folder or distilled.safetensors")
+    parser.add_argument("--to", required=True, metavar="FORMAT", help="huggingface, folder, pt, pt-data or safetensors")
+    parser.add_argument("--out", type=Path, help="where to (default: beside the set)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+
+def run(options: argparse.Namespace) -> None:
+    from ..run.store import RunStore
+    from ..sets.export import export
+    from ..sets.read import read_set
+
+    synthetic = read_set(options.set)
+    beside = options.set if options.set.is_dir() else options.set.parent
+    destination = options.out or beside / f"export-{options.to}"
+    store = RunStore(options.set)
+    scores = [store.read_json(str(path.relative_to(store.root))) for path in store.root.glob("scores/*.json")]
+    written = export(synthetic, destination, options.to, overwrite=options.overwrite, facts={"scores": scores})
+    shared.show(options, {"written": str(written), "format": options.to}, str(written))

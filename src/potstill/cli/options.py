@@ -1,0 +1,176 @@
+"""Options that several verbs share, what they mean for a recipe, and how results are printed.
+
+An option that is a short name for a recipe key says so where it is added (`add_key`), and nowhere else; any other key
+is given as `--section.key value`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+    from ..run.progress import Reporter
+    from ..spec import LabelledDataset
+
+EXIT_CODES = """exit codes: 0 done, 1 the run failed (of compare: one or more; a row says why),
+2 usage or recipe error, 3 data missing or damaged, 4 a missing extra (named), 130 interrupted (resumable)"""
+KEYS_NOTE = "Any recipe key can be set: --method.steps 2000 --pool.members 5 (keys: potstill list methods NAME)."
+#: Before the recipe key in the parsed options.
+_KEY = "recipe key "
+
+
+def add_verb(
+    verbs: Any, name: str, run: Callable[[argparse.Namespace], None], text: str, *, takes_keys: bool = False
+) -> argparse.ArgumentParser:
+    """A verb with the options that all have; `run` is called with what was parsed."""
+    parser = verbs.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=f"{KEYS_NOTE if takes_keys else ''}\n{EXIT_CODES}",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run, takes_keys=takes_keys)
+    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    return parser
+
+
+def add_key(parser: argparse.ArgumentParser, flag: str, key: str, **details: Any) -> None:
+    """An option that sets the recipe key `key`."""
+    if "choices" not in details:
+        details.setdefault("metavar", flag.strip("-").upper())
+    parser.add_argument(flag, dest=_KEY + key, default=argparse.SUPPRESS, **details)
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        metavar="RECIPE",
+        action="append",
+        default=[],
+        help="recipe file, or the name of a shipped one (potstill list recipes); of several, later ones win key by key",
+    )
+    add_key(parser, "--dataset", "data.name", metavar="NAME|PATH", help="a known name, a folder of images or an .npz")
+    add_key(parser, "--size", "data.size", type=int, help="side that images of a folder are brought to")
+    add_key(parser, "--mirror", "data.mirror", type=truth, metavar="true|false", help="mirror images keep their label")
+    add_key(parser, "--seed", "seed", type=int, help="root of all random draws")
+    add_key(parser, "--fidelity", "fidelity", metavar="NAME", help="paper, code or potstill: see docs/fidelity.md")
+
+
+def add_factor(parser: argparse.ArgumentParser) -> None:
+    text = "partition of each stored image, 1..3 per axis"
+    add_key(parser, "--factor", "factor", type=factor, metavar="F|R,C", help=text)
+
+
+def add_keep_snapshots(parser: argparse.ArgumentParser, text: str) -> None:
+    add_key(parser, "--keep-snapshots", "saving.keep", type=integers, metavar="N,N", help=text)
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-dir", type=Path, help="where data sets lie (default POTSTILL_DATA_DIR)")
+    parser.add_argument("--cache-dir", type=Path, help="where pools are cached (default POTSTILL_CACHE_DIR)")
+    parser.add_argument("--download", action="store_true", help="fetch a missing data set (needs the extra 'hub')")
+
+
+def add_runtime(parser: argparse.ArgumentParser) -> None:
+    add_key(parser, "--device", "runtime.device", help="auto, cpu, cuda, cuda:N or mps")
+    add_key(parser, "--precision", "runtime.precision", choices=["auto", "fp32", "bf16"])
+    add_key(parser, "--threads", "runtime.threads", type=int, help="threads on a CPU")
+    add_key(parser, "--compile", "runtime.compile", type=auto_or_truth, metavar="auto|true|false", help="torch.compile")
+
+
+def add_evaluation(parser: argparse.ArgumentParser) -> None:
+    text = "networks to train at the same time (default: settled by the threads)"
+    add_key(parser, "--network", "evaluation.network", help="evaluation network (potstill list networks)")
+    add_key(parser, "--nets", "evaluation.nets", type=int, help="networks to train on the set")
+    add_key(parser, "--protocol", "evaluation.protocol", help="see potstill list protocols")
+    add_key(parser, "--epochs", "evaluation.epochs", type=int, help="of the protocol; the row says so")
+    add_key(parser, "--at-once", "evaluation.at_once", type=count, metavar="N", help=text)
+
+
+def layers_of(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Recipe layers from a parsed command line, weakest first: recipe files, short options, single keys."""
+    from ..recipe import parse_assignments, read_recipe
+
+    short = {name.removeprefix(_KEY): value for name, value in vars(options).items() if name.startswith(_KEY)}
+    files = [read_recipe(source) for source in getattr(options, "config", [])]
+    return [*files, short, parse_assignments(options.keys)]
+
+
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    from ..recipe import resolve
+
+    return resolve(*layers_of(options))
+
+
+def data_of(options: argparse.Namespace, recipe: Recipe) -> LabelledDataset:
+    from ..run.inputs import load_data
+
+    return load_data(recipe, data_dir=options.data_dir, download=options.download)
+
+
+def reporter_of(options: argparse.Namespace) -> Reporter:
+    from ..run.progress import Reporter
+
+    return Reporter(quiet=options.quiet)
+
+
+def show(options: argparse.Namespace, record: dict[str, Any], text: str) -> None:
+    """Print a result: as JSON where that was asked for, as text elsewhere."""
+    print(json.dumps({"schema_version": 1, **record}, indent=2) if options.json else text)
+
+
+# --- types of option values
+
+
+def factor(text: str) -> list[int]:
+    """`2` or `1,2`."""
+    numbers = integers(text)
+    if len(numbers) not in (1, 2):
+        raise argparse.ArgumentTypeError(f"{text!r}: one number, or rows,columns")
+    return [numbers[0], numbers[-1]]
+
+
+def factors(text: str) -> list[list[int]]:
+    """`1,2` or `2,3x1`: square ones, or rows x columns."""
+    pairs = [word.split("x") for word in text.split(",") if word]
+    if not pairs or any(len(pair) > 2 or not all(map(str.isdigit, pair)) for pair in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r}: factors separated by commas, each a number or ROWSxCOLUMNS")
+    return [[int(pair[0]), int(pair[-1])] for pair in pairs]
+
+
+def integers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",") if word]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: whole numbers separated by commas") from None
+
+
+def names(text: str) -> list[str]:
+    found = [word.strip() for word in text.split(",") if word.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r}: names separated by commas")
+    return found
+
+
+def count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: need a whole number of at least 1")
+    return int(text)
+
+
+def truth(text: str) -> bool:
+    """`true` or `false`, also as Python writes them."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r}: use true or false")
+    return text.lower() == "true"
+
+
+def auto_or_truth(text: str) -> bool | str:
+    return "auto" if text == "auto" else truth(text)

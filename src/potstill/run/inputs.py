@@ -1,0 +1,90 @@
+"""What a stage works on: the data that a recipe names, and the set that an evaluation is of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..data import load_dataset
+from ..errors import UsageError
+from ..recipe import Recipe, resolve
+from ..sets.export import quantise
+from ..sets.read import read_set
+from ..sets.synthetic import Factor, SyntheticSet
+from ..spec import LabelledDataset
+from .distil import read_run_recipe
+from .store import RunStore
+
+
+def load_data(recipe: Recipe, *, data_dir: Path | None = None, download: bool = False) -> LabelledDataset:
+    """The data set of the recipe's `data` section, see `data.load_dataset`."""
+    keys = asdict(recipe.data)
+    return load_dataset(keys.pop("name"), data_dir=data_dir, download=download, **keys)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a set, the data it is scored on, the recipe that says how, and where the scores go."""
+
+    synthetic: SyntheticSet
+    data: LabelledDataset
+    recipe: Recipe
+    folder: RunStore
+
+    def eight_bit(self) -> Subject:
+        """The same set rounded to 8 bits, as PNG keeps it, with scores of its own."""
+        return replace(self, synthetic=quantise(self.synthetic), folder=RunStore(self.folder.root / "eight_bit"))
+
+
+def find_subject(
+    path: Path,
+    layers: Sequence[Mapping[str, Any]] = (),
+    *,
+    dataset: str | None = None,
+    factor: Factor | None = None,
+    seed: int | None = None,
+    out: Path | None = None,
+    data_dir: Path | None = None,
+    download: bool = False,
+) -> Subject:
+    """The set in a run folder, which brings its recipe, or in a file, which is scored by the default one.
+
+    Args:
+        layers: recipe layers over the run's own, or over the defaults.
+        dataset: where the set's file does not say which, or to score it on other data of the same kind.
+        factor: of a `.pt` file.
+        seed: of the evaluation networks; the recipe's where None.
+        out: where scores go; the run's folder, or a folder beside the file, where None.
+    Raises:
+        UsageError: a set of unknown or other data.
+        DataError: no set there, or a damaged one.
+    """
+    named = {} if dataset is None else {"data.name": dataset}
+    scoring = {} if seed is None else {"evaluation.seed": seed}
+    run = RunStore(path)
+    if run.config.exists():
+        recipe = resolve(read_run_recipe(run).to_dict(), named, *layers, scoring)
+        synthetic, data = run.require_set(), load_data(recipe, data_dir=data_dir, download=download)
+        folder = run.root
+    else:
+        if dataset is None and path.suffix == ".pt":
+            raise UsageError(f"{path}: a .pt set does not name its data set; add --dataset NAME (and --factor)")
+        found = read_set(path) if dataset is None else None
+        named = {"data.name": found.spec.name} if found else named
+        recipe = resolve(named, *layers, scoring)
+        data = load_data(recipe, data_dir=data_dir, download=download)
+        synthetic = found or read_set(path, data.spec, factor=factor)
+        folder = path if path.is_dir() else path.with_suffix(".scores")
+    _check_same_kind(synthetic, data)
+    return Subject(synthetic, data, recipe, RunStore(out or folder))
+
+
+def _check_same_kind(synthetic: SyntheticSet, data: LabelledDataset) -> None:
+    theirs, ours = synthetic.spec, data.spec
+    if (theirs.shape, theirs.num_classes) != (ours.shape, ours.num_classes):
+        raise UsageError(
+            f"the set has shape {theirs.shape} and {theirs.num_classes} classes, "
+            f"{ours.name!r} has {ours.shape} and {ours.num_classes}: name the right --dataset"
+        )
