@@ -171,3 +171,12 @@ def test_a_run_owes_the_time_of_features_that_it_found(toy_dataset: LabelledData
 def test_features_stay_in_memory_unless_asked_for(toy_dataset: LabelledDataset, tmp_path: Path) -> None:
     distill_run(recipe(**{"saving.features": False}), toy_dataset, RunStore(tmp_path / "run"), QUIET, cache=tmp_path)
     assert not (tmp_path / "features").exists()
+
+
+def test_features_of_another_program_are_named_with_the_remedy(tmp_path: Path) -> None:
+    from safetensors.torch import save_file  # writes no checksum
+
+    for tensors, facts in [({"other": torch.zeros(1)}, {"seconds": "1"}), ({"features": torch.zeros(1)}, None)]:
+        save_file(tensors, tmp_path / "a.safetensors", facts)
+        with pytest.raises(DataError, match=r"a.safetensors: damaged features .* delete the file to make it again"):
+            FeatureStore(tmp_path).fill([("a", lambda: torch.zeros(1))])

@@ -354,3 +354,55 @@ def test_file_of_another_program_is_a_data_error(distilled: SyntheticSet, tmp_pa
         save_file(tensors, path, metadata)
         with pytest.raises(DataError, match=r"weights.safetensors"):
             SyntheticSet.load(path)
+
+
+def with_spec(distilled: SyntheticSet, **changed: object) -> dict[str, str]:
+    spec = {**distilled.spec.to_json(), **changed}
+    return {
+        "spec": json.dumps({k: v for k, v in spec.items() if v is not None}),
+        "factor": "[2, 2]",
+        "provenance": "{}",
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", 7), ("name", None), ("shape", [3, 16]), ("shape", [3, 16, 16.0]), ("shape", [0, 16, 16]),
+        ("classes", 3), ("classes", []), ("classes", [1, 2, 3]), ("classes", ["a"]), ("mean", ["a", "b", "c"]),
+        ("mean", [0.5]), ("mean", [0.5, 0.5, float("nan")]), ("std", [-1.0, 1.0, 1.0]), ("std", 1), ("mirror", "no"),
+        ("fingerprint", []), ("value_range", ["a", "b"]), ("value_range", [1, 0]), ("licence", {}), ("colour", "red"),
+    ],
+)  # fmt: skip
+def test_a_spec_that_lies_is_refused_by_the_name_of_the_field(
+    field: str, value: object, distilled: SyntheticSet, tmp_path: Path
+) -> None:
+    path = tmp_path / "lies.safetensors"
+    tensors = {"images": distilled.images, "classes": torch.tensor(distilled.classes)}
+    save_file(tensors, path, with_spec(distilled, **{field: value}))
+    with pytest.raises(DataError, match=rf"^\S*lies.safetensors: not a distilled set .*{field}.*$"):
+        SyntheticSet.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("factor", "[1.5, 1]"), ("factor", "[true, 1]"), ("factor", "2"), ("provenance", "[]"),
+        ("provenance", '{"seed": 1}'), ("format", "99"), ("classes", torch.tensor([2, 2])),
+        ("classes", torch.tensor([0, 3])), ("classes", torch.tensor([0.0, 1.0])), ("classes", torch.tensor(0)),
+        ("images", torch.zeros(2, 3, 3, 16, 16, dtype=torch.uint8)),
+        ("images", torch.full((2, 3, 3, 16, 16), torch.nan)),
+    ],
+)  # fmt: skip
+def test_anything_else_in_the_file_that_cannot_be_is_refused(
+    name: str, value: str | torch.Tensor, distilled: SyntheticSet, tmp_path: Path
+) -> None:
+    path, facts = tmp_path / "lies.safetensors", with_spec(distilled)
+    tensors = {"images": distilled.images, "classes": torch.tensor(distilled.classes)}
+    if isinstance(value, str):
+        facts["format_version" if name == "format" else name] = value
+    else:
+        tensors[name] = value
+    save_file(tensors, path, facts)
+    with pytest.raises(DataError, match=rf"lies.safetensors: not a distilled set .*{name}"):
+        SyntheticSet.load(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,8 +45,43 @@ class DatasetSpec:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> DatasetSpec:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: names the first field that is missing, unknown or of another kind.
+        """
+        if not isinstance(record, dict):
+            raise ValueError(f"spec is a {type(record).__name__}, expected fields by name")
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
-        return cls(**fields)
+        try:
+            spec = cls(**fields)
+        except TypeError as error:
+            found = str(error).removeprefix("DatasetSpec.__init__() ")
+            raise ValueError(f"spec: {found}") from error
+        spec._check_kinds()
+        return spec
+
+    def _check_kinds(self) -> None:
+        """Raises ValueError where a field cannot be what the class says."""
+        channels = self.shape[0] if _are(int, self.shape, 3) else 0
+        right = {
+            **{name: isinstance(getattr(self, name), str) for name in ("name", "fingerprint", "modality", "licence")},
+            "shape": _are(int, self.shape, 3) and min(self.shape) > 0,
+            "classes": _are(str, self.classes) and len(self.classes) > 0,
+            "mean": _are(float, self.mean, channels),
+            "std": _are(float, self.std, channels) and min(self.std) > 0,
+            "mirror": isinstance(self.mirror, bool),
+            "value_range": _are(float, self.value_range, 2) and self.value_range[0] < self.value_range[1],
+        }
+        for name in (name for name, fits in right.items() if not fits):
+            raise ValueError(f"spec: {name}={getattr(self, name)!r} cannot be")
+
+
+def _are(kind: type, values: Any, count: int | None = None) -> bool:
+    """Whether `values` is a tuple of `count` (None: any number of) texts or finite numbers."""
+    kinds = (int, float) if kind is float else (kind,)
+    fitting = isinstance(values, tuple) and all(type(value) in kinds for value in values)
+    return fitting and count in (None, len(values)) and (kind is str or all(math.isfinite(v) for v in values))
 
 
 @dataclass(frozen=True)

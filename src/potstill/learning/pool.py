@@ -17,15 +17,15 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
-from safetensors.torch import load, save
 from torch import Tensor
 
-from ..errors import DataError, UsageError
+from ..errors import UsageError
 from ..files import write_atomically
 from ..machine.runtime import Runtime
 from ..networks import Backbone, build_network
 from ..seeding import derive, generator
 from ..spec import DatasetSpec, Split
+from ..tensors import pack, read_tensors
 from .fit import Schedule, accuracy, fit
 
 log = logging.getLogger("potstill")
@@ -147,13 +147,8 @@ def read_member(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
     Raises:
         DataError: damaged; names the file and the remedy.
     """
-    try:
-        content = path.read_bytes()
-        tensors = {name: value.float() for name, value in load(content).items()}
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        return tensors, header.get("__metadata__", {})
-    except Exception as error:
-        raise DataError(f"{path}: damaged pool member ({error}); delete the file to train it again") from error
+    tensors, facts = read_tensors(path, "pool member", "delete the file to train it again")
+    return {name: value.float() for name, value in tensors.items()}, facts
 
 
 def _key(spec: DatasetSpec, network: str, schedule: Schedule, seed: int, epoch: int) -> MemberKey:
@@ -188,8 +183,8 @@ def _train_run(
                     "runtime": runtime.describe(),
                     "threads": str(runtime.threads),
                 }
-                halves = {n: v.detach().half().cpu().contiguous() for n, v in network.state_dict().items()}
-                write_atomically(path, save(halves, facts))
+                halves = {n: v.detach().half().cpu() for n, v in network.state_dict().items()}
+                write_atomically(path, pack(halves, facts))
 
     fit(network, train, spec, schedule, runtime, seed=keys[-1].seed, on_epoch=keep)
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import DataError
 from ..files import write_atomically
+from ..tensors import map_tensors, pack
+
+REMEDY = "delete the file to make it again"
 
 
 @dataclass
@@ -61,32 +62,27 @@ class FeatureStore:
         Raises:
             DataError: missing or damaged; names the file and the remedy.
         """
-        try:
-            with safe_open(self._path(name), framework="pt") as file:
-                return file.get_tensor("features")
-        except Exception as error:
-            raise self._damaged(name, error) from error
+        return self._open(name)[0]
 
     def _provide(self, name: str, make: Callable[[], Tensor], *, wait: bool) -> None:
         path = self._path(name)
         with FileLock(path.with_suffix(".lock"), timeout=-1 if wait else 0):
             if path.exists():
-                self.reused_seconds += self._seconds(name)
+                self.reused_seconds += self._open(name)[1]
                 return
             started = time.perf_counter()
             features = make()
             seconds = time.perf_counter() - started
-            write_atomically(path, save({"features": features.contiguous()}, {"seconds": f"{seconds:.3f}"}))
+            write_atomically(path, pack({"features": features}, {"seconds": f"{seconds:.3f}"}))
 
-    def _seconds(self, name: str) -> float:
+    def _open(self, name: str) -> tuple[Tensor, float]:
+        """The features of a batch and the seconds they took."""
+        path = self._path(name)
+        tensors, facts = map_tensors(path, "features", REMEDY)
         try:
-            with safe_open(self._path(name), framework="pt") as file:
-                return float(file.metadata()["seconds"])
-        except Exception as error:
-            raise self._damaged(name, error) from error
+            return tensors["features"], float(facts["seconds"])
+        except (KeyError, ValueError) as error:
+            raise DataError(f"{path}: damaged features ({error}); {REMEDY}") from error
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
-
-    def _damaged(self, name: str, error: Exception) -> DataError:
-        return DataError(f"{self._path(name)}: damaged features ({error}); delete the file to make it again")

@@ -6,7 +6,6 @@ import json
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def evaluate_set(
         step: of a set that was kept on the way; None for the final one.
     """
     facts = {
-        "set_hash": blake2b(synthetic.to_bytes(), digest_size=12).hexdigest(),
+        "set_hash": synthetic.digest(),
         "recipe_hash": synthetic.provenance.get("recipe_hash", ""),
         "numbers_stored": synthetic.numbers_stored,
     }

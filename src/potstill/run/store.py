@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from filelock import FileLock, Timeout
-from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import DataError, Interrupted, PotstillError, RunError, UsageError, reason
 from ..files import write_atomically
 from ..sets.synthetic import SyntheticSet
+from ..tensors import pack, read_tensors
 
 SCHEMA_VERSION = 1
 #: The folder beside run folders where networks trained on the whole training split have their scores.
@@ -141,7 +141,7 @@ class RunStore:
         return self.scores / "kept" / f"{step:06d}"
 
     def write_snapshot(self, tensors: dict[str, Tensor]) -> None:
-        write_atomically(self.snapshot, save(tensors))
+        write_atomically(self.snapshot, pack(tensors))
 
     def read_snapshot(self) -> dict[str, Tensor] | None:
         """The tensors of the newest snapshot, None where there is none.
@@ -151,10 +151,7 @@ class RunStore:
         """
         if not self.snapshot.exists():
             return None
-        try:
-            return load(self.snapshot.read_bytes())
-        except Exception as error:
-            raise DataError(f"{self.snapshot}: damaged snapshot ({error}); use --overwrite to start anew") from error
+        return read_tensors(self.snapshot, "snapshot", "use --overwrite to start anew")[0]
 
     def reopen(self) -> None:
         """Forget the finished set and its scores, so that the run goes on from its snapshot."""

@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import DataError, UsageError
 from ..seeding import generator
 from ..spec import DatasetSpec, Split, normalise, to_pixels
+from ..tensors import checksum, pack, read_tensors
 
 Factor = tuple[int, int]
 FORMAT_VERSION = 1
@@ -209,7 +208,11 @@ class SyntheticSet(Dataset[tuple[Tensor, int]]):
             "factor": json.dumps(self.factor),
             "provenance": json.dumps(self.provenance, sort_keys=True),
         }
-        return _canonical(save(tensors, metadata))
+        return pack(tensors, metadata)
+
+    def digest(self) -> str:
+        """A hash of all that the file of `to_bytes` holds."""
+        return checksum(self.to_bytes())
 
     @classmethod
     def load(cls, path: str | Path) -> SyntheticSet:
@@ -222,29 +225,51 @@ class SyntheticSet(Dataset[tuple[Tensor, int]]):
         path = path / "distilled.safetensors" if path.is_dir() else path
         if not path.exists():
             raise DataError(f"{path}: no distilled set here; expected a distilled.safetensors file")
+        tensors, facts = read_tensors(path, "distilled set", "take another copy, or make the set anew")
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata: dict[str, Any] = file.metadata() or {}
-                images, classes = file.get_tensor("images"), file.get_tensor("classes")
-                names = [name for name in file.keys() if name.startswith(EXTRA)]  # noqa: SIM118  (not a dict)
-                extras = {name.removeprefix(EXTRA): file.get_tensor(name) for name in names}
+            _check_version(facts)
+            spec = DatasetSpec.from_json(json.loads(facts["spec"]))
             return cls(
-                images=images.float(),
-                spec=DatasetSpec.from_json(json.loads(metadata["spec"])),
-                factor=check_factor(tuple(json.loads(metadata["factor"]))),
-                classes=tuple(classes.tolist()),
-                provenance=json.loads(metadata["provenance"]),
-                extras=extras,
+                images=_finite_images(tensors["images"]),
+                spec=spec,
+                factor=_whole_factor(json.loads(facts["factor"])),
+                classes=_known_classes(tensors["classes"], spec),
+                provenance=_texts(json.loads(facts["provenance"])),
+                extras={name.removeprefix(EXTRA): x for name, x in tensors.items() if name.startswith(EXTRA)},
             )
-        except (KeyError, ValueError, OSError, RuntimeError) as error:
+        except KeyError as error:
+            raise DataError(f"{path}: not a distilled set written by potstill ({error} is missing)") from error
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}: not a distilled set written by potstill ({error})") from error
-        except Exception as error:  # safetensors raises its own type, which does not derive from ValueError
-            raise DataError(f"{path}: damaged safetensors file ({error})") from error
 
 
-def _canonical(content: bytes) -> bytes:
-    """The same safetensors file with its header's keys in order: `save` orders the metadata anew each time."""
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # the format aligns its data
-    return len(header).to_bytes(8, "little") + header + content[end:]
+def _check_version(facts: dict[str, str]) -> None:
+    version = facts.get("format_version", str(FORMAT_VERSION))
+    if version != str(FORMAT_VERSION):
+        raise ValueError(f"format {version}, this version reads {FORMAT_VERSION}: read it with the one that wrote it")
+
+
+def _finite_images(images: Tensor) -> Tensor:
+    if images.ndim != 5 or not images.is_floating_point() or not images.float().isfinite().all():
+        found = f"{images.dtype} of shape {tuple(images.shape)}".removeprefix("torch.")
+        raise ValueError(f"images are {found}, expected finite floats (K, IPC, C, H, W)")
+    return images.float()
+
+
+def _whole_factor(factor: Any) -> Factor:
+    if not (isinstance(factor, list) and len(factor) == 2 and all(type(count) is int for count in factor)):
+        raise ValueError(f"factor {factor!r}, expected [rows, columns]")
+    return check_factor((factor[0], factor[1]))
+
+
+def _known_classes(classes: Tensor, spec: DatasetSpec) -> tuple[int, ...]:
+    found, known = classes.flatten().tolist(), range(spec.num_classes)
+    if len({*found}) < len(found) or not all(type(cls) is int and cls in known for cls in found):
+        raise ValueError(f"classes {found[:10]}, expected different ones of 0..{spec.num_classes - 1}")
+    return tuple(found)
+
+
+def _texts(record: Any) -> dict[str, str]:
+    if not (isinstance(record, dict) and all(isinstance(text, str) for text in record.values())):
+        raise ValueError("provenance is not text by name")
+    return record
