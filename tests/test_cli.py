@@ -286,7 +286,7 @@ def test_exit_130_for_ctrl_c_outside_any_stage(
     def interrupted(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("potstill.data.load_dataset", interrupted)
+    monkeypatch.setattr("potstill.run.inputs.load_dataset", interrupted)
     assert main([*DIGITS, "--out", str(tmp_path / "run")]) == 130
     assert one_error_line(capsys) == "potstill: interrupted"
 
@@ -300,6 +300,45 @@ def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
     done = subprocess.run(command, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(writing)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no disk that is always full")
+def test_a_full_disk_under_stdout_is_one_line_and_exit_1() -> None:
+    with open("/dev/full", "w") as full:
+        environment = {**os.environ, "PYTHONPATH": str(Path(potstill.__file__).parents[1])}
+        command = [sys.executable, "-m", "potstill", "list", "recipes"]
+        done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "potstill: No space left on device; check the disk and its permissions\n",
+    )
+
+
+def test_a_terminal_that_is_not_utf_8_gets_its_table(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    assert main(["report", str(finished), "--format", "markdown"]) == 0
+    sys.stdout.flush()
+    assert "| dsdm | ? |" in " ".join(raw.getvalue().decode("ascii").split())
+
+
+def test_escape_codes_and_line_breaks_of_names_are_written_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "no\x1b[31m\nwhere"]) == 3
+    assert capsys.readouterr().err.startswith("potstill: no\\x1b[31m\\nwhere: no such file")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_exit_130_for_a_signal_outside_any_stage(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def asked(*_: Any, **__: Any) -> Any:
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr("potstill.report.collect", asked)
+    assert main(["report", "x", "--format", "csv"]) == 130
+    assert one_error_line(capsys).startswith("potstill: interrupted; what is finished")
+    assert signal.getsignal(number) is before
 
 
 # --- one JSON document

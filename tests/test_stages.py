@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from potstill.methods import METHODS
 from potstill.methods.dsdm import DSDM
 from potstill.recipe import Recipe, resolve
 from potstill.run import distil as stages
+from potstill.run import environment
 from potstill.run import score as scoring
 from potstill.run.distil import distill_run, pretrain_pool, read_run_recipe
 from potstill.run.environment import forget_peak_memory, peak_memory_mb
@@ -312,6 +313,15 @@ def test_peak_memory_is_that_of_distilling_and_the_most_over_resumes(
     store.write_json("times.json", {**times, "peak_memory_mb": 5000})
     distill_run(small(), toy_dataset, store, QUIET, resume=True)
     assert store.read_json("times.json")["peak_memory_mb"] == 5000
+
+
+def test_a_system_that_does_not_tell_its_memory_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, where the standard library has no module `resource`."""
+    monkeypatch.setitem(sys.modules, "resource", None)
+    copy = ModuleType("potstill.run.environment")
+    copy.__dict__.update(__package__="potstill.run", __file__=environment.__file__)
+    exec(compile(Path(str(environment.__file__)).read_text(), str(environment.__file__), "exec"), copy.__dict__)
+    assert copy.peak_memory_mb() >= 0
 
 
 def test_a_snapshot_never_runs_ahead_of_the_metrics_on_the_disk(

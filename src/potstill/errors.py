@@ -51,3 +51,8 @@ def reason(error: Exception) -> str:
     """One line on what went wrong: our own message, or the kind and message of an error we did not foresee."""
     text = " ".join(str(error).split())
     return text if isinstance(error, PotstillError) else f"{type(error).__name__}: {text}"
+
+
+def printable(text: str) -> str:
+    """`text` in one line, with escape codes and other control characters written out: names of files can hold any."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

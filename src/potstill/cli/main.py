@@ -7,12 +7,16 @@ errors answer at once.
 from __future__ import annotations
 
 import argparse
+import io
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from .. import _version
-from ..errors import Interrupted, PotstillError, UsageError
+from ..errors import Interrupted, PotstillError, UsageError, printable
+from ..run.signals import interruptible
 from . import compare, distill, evaluate, export, list, pretrain, report
 from .options import EXIT_CODES
 
@@ -21,24 +25,55 @@ VERBS = (distill, evaluate, compare, pretrain, export, report, list)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 has no sign for a missing value
     options, rest = build_parser().parse_known_args(argv)
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
-    logging.getLogger("potstill").setLevel(logging.WARNING if options.quiet else logging.INFO)
+    _log_to_stderr(logging.WARNING if options.quiet else logging.INFO)
     try:
-        if rest and not options.takes_keys:
-            raise UsageError(f"unexpected argument {rest[0]!r}: see potstill {options.verb} --help")
-        options.keys = rest
-        options.run(options)
+        with interruptible("the work"):
+            if rest and not options.takes_keys:
+                raise UsageError(f"unexpected argument {rest[0]!r}: see potstill {options.verb} --help")
+            options.keys = rest
+            options.run(options)
+            sys.stdout.flush()  # here, where a full disk or a reader that left can still be answered
     except PotstillError as error:
-        print(f"potstill: {error}", file=sys.stderr)
-        return error.exit_code
+        return _failed(printable(str(error)), error.exit_code)
     except KeyboardInterrupt:
-        print("potstill: interrupted", file=sys.stderr)
-        return Interrupted.exit_code
+        return _failed("interrupted", Interrupted.exit_code)
     except BrokenPipeError:
-        sys.stderr.close()
+        _drop_stdout()
         return 1
+    except OSError as error:
+        _drop_stdout()
+        place = f"{error.filename}: " if error.filename else ""
+        return _failed(printable(f"{place}{error.strerror or error}; check the disk and its permissions"), 1)
     return 0
+
+
+def _failed(message: str, exit_code: int) -> int:
+    with suppress(OSError):
+        print(f"potstill: {message}", file=sys.stderr)
+    return exit_code
+
+
+def _drop_stdout() -> None:
+    """Let what is left to be written go nowhere: the interpreter would fail on it once more as it ends."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _log_to_stderr(level: int) -> None:
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_one_line)
+    logging.getLogger("potstill").setLevel(level)
+
+
+def _one_line(record: logging.LogRecord) -> bool:
+    """Names of files reach a terminal without their line breaks and escape codes."""
+    if record.name == "potstill":
+        record.msg, record.args = printable(record.getMessage()), ()
+    return True
 
 
 def build_parser() -> argparse.ArgumentParser:

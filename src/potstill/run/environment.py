@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import shlex
 import subprocess
 import sys
@@ -21,6 +20,11 @@ import torch
 from ..machine import kernel as native
 from ..machine.allocator import return_freed_memory
 from ..machine.runtime import Runtime
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 def environment(runtime: Runtime) -> dict[str, Any]:
@@ -60,8 +64,11 @@ def forget_peak_memory() -> None:
 
 
 def peak_memory_mb() -> int:
-    """The process's largest resident memory since it started or forgot, and the GPU's where one is used."""
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """The process's largest resident memory since it started or forgot, and the GPU's where one is used.
+
+    Without the resident part where the system does not tell it (Windows).
+    """
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if resource else 0
     resident //= 1024 * 1024 if sys.platform == "darwin" else 1024
     on_gpu = torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else 0
     return int(resident + on_gpu)
