@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 
 from potstill.data import load_dataset
 from potstill.errors import DataError, MissingExtra, RunError, UsageError
+from potstill.scores import Score
 from potstill.sets.export import EXPORTS, export, quantise, read_pt
 from potstill.sets.export.eight_bit import from_levels, to_levels
 from potstill.sets.export.names import distinct, folder_names
@@ -447,14 +449,14 @@ def test_card_tells_the_mapping_of_other_ranges(gray):
 
 
 def test_card_shows_the_scores_it_is_given(gray):
-    def score(seed: int, accuracy: float, **more) -> dict:
-        return {"network": "convnet", "protocol": "dsdm", "epochs": 1500, "seed": seed, "accuracy": accuracy, **more}
+    def score(seed: int, accuracy: float, **more: Any) -> Score:
+        return Score("convnet", "dsdm", 1500, seed, accuracy, **more)
 
     origin = {"recipe_hash": "abc", "device": "cpu", "commit": "123"}
     text = card(
         gray,
-        scores=[score(1, 0.5, **origin), score(2, 0.6, **origin), {**score(1, 0.25), "network": "resnet10"}],
-        eight_bit_scores=[{"mean": 0.4, "n_sets": 1, "scores": [score(1, 0.375), score(2, 0.425)]}],
+        scores=[score(1, 0.5, **origin), score(2, 0.6, **origin), replace(score(1, 0.25), network="resnet10")],
+        eight_bit_scores=[score(1, 0.375), score(2, 0.425)],
     )
     assert "| exact | convnet | dsdm | 1500 | 55.00 +- 7.07 | 2 | abc | cpu | 123 |" in text
     assert "| exact | resnet10 | dsdm | 1500 | 25.00 | 1 |" in text

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "potstill"
 LEVELS = (
     {"errors", "_version"},
     {"files", "tensors"},
-    {"spec", "registry", "seeding", "machine"},
+    {"spec", "scores", "registry", "seeding", "machine"},
     {"matching"},
     {"networks", "data", "sets"},
     {"learning"},

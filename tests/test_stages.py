@@ -548,7 +548,7 @@ def test_a_damaged_score_is_one_clear_line(
     evaluate_set(toy_set, toy_dataset.test, small(evaluation__nets=1), store, QUIET)
     (path,) = store.scores.glob("*.json")
     path.write_text(path.read_text()[:40])
-    with pytest.raises(DataError, match=r"damaged score .*; delete it to evaluate again"):
+    with pytest.raises(DataError, match=r"line \d+: not valid JSON .*; delete it to evaluate again"):
         evaluate_set(toy_set, toy_dataset.test, small(evaluation__nets=1), store, QUIET)
 
 

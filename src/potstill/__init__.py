@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .data import load_dataset
     from .errors import DataError, Interrupted, MissingExtra, PotstillError, RunError, UsageError
-    from .evaluation import Scores, evaluate
     from .run.api import Run, distill
+    from .run.score import evaluate
+    from .scores import Scores
     from .sets.export import export
     from .sets.read import read_set
     from .sets.synthetic import SyntheticSet
@@ -25,8 +26,8 @@ _PUBLIC = {
     "load_dataset": "data",
     "distill": "run.api",
     "Run": "run.api",
-    "evaluate": "evaluation",
-    "Scores": "evaluation",
+    "evaluate": "run.score",
+    "Scores": "scores",
     "SyntheticSet": "sets.synthetic",
     "export": "sets.export",
     "read_set": "sets.read",

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from .errors import RunError
 
+#: Of every JSON document that potstill writes.
+SCHEMA_VERSION = 1
+
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write aside in the same folder, flush to disk, then rename over `path`: the old content or the new, never a part.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError, UsageError
+from ..files import SCHEMA_VERSION
 from . import options as shared
 
 
@@ -92,7 +93,7 @@ def run(options: argparse.Namespace) -> None:
     # A run that another process or recipe holds is not ours to write a note into.
     records = [replace(run, failure=failures.get(run.folder, run.failure)) for run in collect(options.out)]
     if options.json:
-        print(json.dumps({"schema_version": 1, **results_of(records)}, indent=2))
+        print(json.dumps({"schema_version": SCHEMA_VERSION, **results_of(records)}, indent=2))
     else:
         terminal_table(records)
     if failures:

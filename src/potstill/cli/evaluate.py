@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
     reporter = shared.reporter_of(options)
 
     def score(subject: Any) -> Scores:
-        return evaluate_set(subject.synthetic, subject.data.test, subject.recipe, subject.folder, reporter)
+        return evaluate_set(subject.synthetic, subject.data, subject.recipe, subject.folder, reporter)
 
     scores = score(subject)
     result, text = _to_json(scores, subject.synthetic), str(scores)

@@ -18,6 +18,7 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from ..run.score import stored_scores
     from ..run.store import RunStore
     from ..sets.export import export
     from ..sets.read import read_set
@@ -25,7 +26,6 @@ def run(options: argparse.Namespace) -> None:
     synthetic = read_set(options.set)
     beside = options.set if options.set.is_dir() else options.set.parent
     destination = options.out or beside / f"export-{options.to}"
-    store = RunStore(options.set)
-    scores = [store.read_json(str(path.relative_to(store.root))) for path in store.root.glob("scores/*.json")]
+    scores = stored_scores(RunStore(options.set).scores)
     written = export(synthetic, destination, options.to, overwrite=options.overwrite, facts={"scores": scores})
     shared.show(options, {"written": str(written), "format": options.to}, str(written))

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data import DATASETS
 from ..data.records import KnownSet
-from ..evaluation import PROTOCOLS, protocol_schedule
+from ..evaluation import PROTOCOLS, Scheduled, find_protocol
 from ..methods import METHODS
 from ..networks import NETWORKS
 from ..recipe import read_recipe, recipe_names
@@ -21,7 +21,8 @@ def names(kind: str) -> dict[str, str]:
     if kind == "protocols":
         return {
             name: f"{s.epochs} epochs, {s.optimizer} {s.learning_rate:g}, batch {s.batch}"
-            for name, s in PROTOCOLS.items()
+            for name, protocol in PROTOCOLS.items()
+            if isinstance(protocol, Scheduled) and (s := protocol.schedule)
         }
     if kind == "datasets":
         return {name: _facts(DATASETS[name]) for name in DATASETS}
@@ -50,11 +51,12 @@ def describe(kind: str, name: str) -> dict[str, Any]:
         recipe = read_recipe(name)
         return {"name": name, "recipe": recipe, "text": yaml.safe_dump(recipe, sort_keys=False).rstrip()}
     if kind == "protocols":
-        schedule = protocol_schedule(name)
+        protocol = find_protocol(name)
+        schedule = vars(protocol.schedule) if isinstance(protocol, Scheduled) else {"epochs": protocol.epochs}
         return {
             "name": name,
-            "schedule": vars(schedule),
-            "text": "\n".join(f"{k}: {v}" for k, v in vars(schedule).items()),
+            "schedule": schedule,
+            "text": "\n".join(f"{k}: {v}" for k, v in schedule.items()),
         }
     if kind == "datasets":
         known = DATASETS[name]

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import SCHEMA_VERSION
+
 if TYPE_CHECKING:
     from ..recipe import Recipe
     from ..run.progress import Reporter
@@ -123,7 +125,7 @@ def reporter_of(options: argparse.Namespace) -> Reporter:
 
 def show(options: argparse.Namespace, record: dict[str, Any], text: str) -> None:
     """Print a result: as JSON where that was asked for, as text elsewhere."""
-    print(json.dumps({"schema_version": 1, **record}, indent=2) if options.json else text)
+    print(json.dumps({"schema_version": SCHEMA_VERSION, **record}, indent=2) if options.json else text)
 
 
 # --- types of option values

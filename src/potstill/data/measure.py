@@ -43,10 +43,20 @@ def channel_statistics(images: Tensor) -> Statistics:
 
 def fingerprint(train: Split, test: Split, classes: Sequence[str]) -> str:
     """Hash of all that a result can depend on: shapes, types, pixels, labels and class names, in their order."""
-    digest = blake2b(digest_size=16)
-    for split in (train, test):
-        for tensor in (split.images, split.labels):
-            digest.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
-            digest.update(tensor.contiguous().numpy().reshape(-1).data)
+    digest = _digest(train, test)
     digest.update(json.dumps(list(classes)).encode())
     return digest.hexdigest()
+
+
+def split_fingerprint(split: Split) -> str:
+    """Hash of one split alone: shapes, types, pixels and labels."""
+    return _digest(split).hexdigest()
+
+
+def _digest(*splits: Split) -> blake2b:
+    digest = blake2b(digest_size=16)
+    for split in splits:
+        for tensor in (split.images, split.labels):
+            digest.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
+            digest.update(tensor.cpu().contiguous().numpy().reshape(-1).data)
+    return digest

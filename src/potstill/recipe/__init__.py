@@ -18,7 +18,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 
 from ..errors import UsageError
-from ..evaluation import evaluation_seeds, protocol_schedule
+from ..evaluation import evaluation_seeds, find_protocol
 from ..learning.fit import Schedule
 from ..learning.pool import SCHEDULES
 from ..machine.runtime import Runtime
@@ -355,7 +355,7 @@ def _check_ranges(recipe: Recipe) -> None:
         _ = NETWORKS[network]
     check_factor(recipe.factor)
     recipe.pool.training()
-    protocol_schedule(recipe.evaluation.protocol, recipe.evaluation.epochs)
+    find_protocol(recipe.evaluation.protocol, recipe.evaluation.epochs)
     evaluation_seeds(recipe.evaluation.seed, recipe.evaluation.network, recipe.evaluation.nets)
 
 

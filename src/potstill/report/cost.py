@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from .read import RunRecord, StoredScore
-from .rows import group_runs, statistics_of
+from ..scores import Score, Scores
+from .read import RunRecord
+from .rows import group_runs, scores_of_sets
 
 
 @dataclass(frozen=True)
@@ -77,20 +78,15 @@ def _curves_of_group(group: Sequence[RunRecord]) -> list[CostCurve]:
 
 def _points(group: Sequence[RunRecord], terms: tuple[str, str, int]) -> tuple[CostPoint, ...]:
     """By steps; runs that a budget stopped at different steps end in points of their own."""
-    measured: dict[int, list[tuple[float, list[float]]]] = {}
+    measured: dict[int, list[tuple[float, RunRecord, list[Score]]]] = {}
     for record in group:
-        for step, scores in {**record.kept_scores, record.steps_done: record.scores}.items():
-            shares, cost = _shares(scores, terms), core_minutes(record, step)
-            if shares and cost is not None:
-                measured.setdefault(step, []).append((cost, shares))
+        for step, found in {**record.kept_scores, record.steps_done: record.scores}.items():
+            scores, cost = [score for score in found if score.terms == terms], core_minutes(record, step)
+            if scores and cost is not None:
+                measured.setdefault(step, []).append((cost, record, scores))
     return tuple(_point(step, sets) for step, sets in sorted(measured.items()))
 
 
-def _shares(scores: Iterable[StoredScore], terms: tuple[str, str, int]) -> list[float]:
-    return [score.accuracy for score in scores if score.terms == terms]
-
-
-def _point(step: int, sets: Sequence[tuple[float, list[float]]]) -> CostPoint:
-    spread = statistics_of([shares for _, shares in sets])
-    nets = min(spread["nets_per_set"])
-    return CostPoint(step, fmean(cost for cost, _ in sets), spread["mean"], spread["std"], len(sets), nets)
+def _point(step: int, sets: Sequence[tuple[float, RunRecord, list[Score]]]) -> CostPoint:
+    scores: Scores = scores_of_sets((record.name, found) for _, record, found in sets)
+    return CostPoint(step, fmean(cost for cost, *_ in sets), scores.mean, scores.std, len(sets), scores.n_nets)

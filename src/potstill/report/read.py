@@ -12,42 +12,17 @@ from typing import Any
 import yaml
 
 from ..errors import DataError
+from ..run.score import stored_scores
 from ..run.store import FULL_DATA, RunStore
+from ..scores import Score
 from ..sets.synthetic import Factor, SyntheticSet
-
-#: Of the score files, as `run` writes them.
-SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True)
-class StoredScore:
-    """One evaluation as it lies in `scores/`: one network at its last epoch. `accuracy` is a share, 0..1.
-
-    `set_hash` is of the set's content; of the full data it is the fingerprint.
-    """
-
-    network: str
-    protocol: str
-    epochs: int
-    seed: int
-    accuracy: float
-    set_hash: str = ""
-    recipe_hash: str = ""
-    device: str = ""
-    commit: str = ""
-    numbers_stored: int | None = None
-
-    @property
-    def terms(self) -> tuple[str, str, int]:
-        """What scores must share to be pooled."""
-        return self.network, self.protocol, self.epochs
 
 
 @dataclass(frozen=True)
 class FullData:
     """What networks scored that were trained on the whole training split: a comparison's yardstick."""
 
-    scores: tuple[StoredScore, ...] = ()
+    scores: tuple[Score, ...] = ()
     failure: str = ""
 
 
@@ -71,11 +46,11 @@ class RunRecord:
     environment: dict[str, Any] = field(default_factory=dict)
     times: dict[str, Any] = field(default_factory=dict)
     metrics: tuple[dict[str, Any], ...] = ()
-    scores: tuple[StoredScore, ...] = ()
+    scores: tuple[Score, ...] = ()
     distilled: SyntheticSet | None = None
     initial: SyntheticSet | None = None
     failure: str = ""
-    kept_scores: dict[int, tuple[StoredScore, ...]] = field(default_factory=dict)
+    kept_scores: dict[int, tuple[Score, ...]] = field(default_factory=dict)
     full_data: FullData = FullData()
 
     @property
@@ -236,6 +211,8 @@ def _parse_object(text: str, path: Path, line: int | None = None) -> dict[str, A
         raise DataError(
             f"{path}, line {line or error.lineno}: not valid JSON ({error.msg}); remove or restore it"
         ) from error
+    except RecursionError:
+        raise DataError(f"{path}, line {line or 1}: JSON nested too deeply; remove or restore it") from None
     if not isinstance(record, dict):
         raise DataError(f"{path}, line {line or 1}: expected a JSON object, found {type(record).__name__}")
     return record
@@ -266,17 +243,12 @@ def _read_failure(store: RunStore) -> str:
 
 
 def _read_full_data(store: RunStore) -> FullData:
-    return FullData(_scores_in(store.scores), _read_failure(store))
+    return FullData(stored_scores(store.scores), _read_failure(store))
 
 
-def _scores_in(folder: Path) -> tuple[StoredScore, ...]:
-    paths = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
-    return tuple(_score(_parse_object(_read_text(path), path), path) for path in paths)
-
-
-def _read_scores(folder: Path) -> tuple[StoredScore, ...]:
+def _read_scores(folder: Path) -> tuple[Score, ...]:
     """The scores of one set."""
-    scores = _scores_in(folder)
+    scores = stored_scores(folder)
     hashes = {score.set_hash for score in scores}
     if len(hashes) > 1:
         raise DataError(
@@ -284,27 +256,6 @@ def _read_scores(folder: Path) -> tuple[StoredScore, ...]:
             "remove the scores of the older ones"
         )
     return scores
-
-
-def _score(record: dict[str, Any], path: Path) -> StoredScore:
-    version = record.get("schema_version", SCHEMA_VERSION)
-    if version != SCHEMA_VERSION:
-        raise DataError(f"{path}: schema_version {version!r}, this potstill reads {SCHEMA_VERSION}; upgrade it")
-    for key, kind in (("network", str), ("protocol", str), ("epochs", int), ("seed", int), ("accuracy", (int, float))):
-        if not isinstance(record.get(key), kind) or isinstance(record[key], bool):
-            raise DataError(f"{path}, line 1: {key} is {record.get(key)!r}; expected a score as evaluate stores it")
-    if not 0 <= record["accuracy"] <= 1:
-        raise DataError(f"{path}, line 1: accuracy is {record['accuracy']!r}; expected a share between 0 and 1")
-    texts = {key: str(record.get(key) or "") for key in ("set_hash", "recipe_hash", "device", "commit")}
-    return StoredScore(
-        network=record["network"],
-        protocol=record["protocol"],
-        epochs=record["epochs"],
-        seed=record["seed"],
-        accuracy=float(record["accuracy"]),
-        numbers_stored=record.get("numbers_stored"),
-        **texts,
-    )
 
 
 def _load_optional(path: Path) -> SyntheticSet | None:

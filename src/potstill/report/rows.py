@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from statistics import fmean, stdev, variance
+from statistics import fmean
 from typing import Any
 
 from ..run.store import FULL_DATA
+from ..scores import Score, Scores, counts_text
 from ..sets.synthetic import Factor
-from .read import RunRecord, StoredScore, joined
+from .read import RunRecord, joined
 
 #: The rows that a gain is counted from; the first keeps whole images, the second is the undistilled mosaic.
 RANDOM_METHODS = ("random", "random_mix")
@@ -85,8 +85,7 @@ class Row:
     @property
     def n(self) -> str:
         """n_sets x n_nets, as it is always shown."""
-        most = max(self.nets_per_set)
-        return f"{self.n_sets} x {self.n_nets}" + (f"-{most}" if most > self.n_nets else "")
+        return counts_text(self.nets_per_set)
 
     @property
     def partition(self) -> str:
@@ -176,12 +175,8 @@ def _rank(method: str) -> tuple[int, str]:
 
 
 def _rows_of_group(group: Sequence[RunRecord]) -> list[Row]:
-    measured: dict[tuple[str, str, int], dict[str, dict[int, StoredScore]]] = {}
-    for record in group:
-        for score in record.scores:
-            sets = measured.setdefault(score.terms, {})
-            sets.setdefault(score.set_hash or record.name, {})[score.seed] = score
-    rows = [_scored_row(group, terms, sets) for terms, sets in measured.items()] or [_row_of_runs(group)]
+    terms = dict.fromkeys(score.terms for record in group for score in record.scores)
+    rows = [_scored_row(group, found) for found in terms] or [_row_of_runs(group)]
     stopped, failure = _told(group, "stopped"), _told(group, "failure")
     return [replace(row, stopped=stopped, failure=failure) for row in rows]
 
@@ -192,67 +187,55 @@ def _told(group: Sequence[RunRecord], fact: str) -> str:
     return "; ".join(text if len(group) == 1 else f"seed {seed}: {text}" for seed, text in told.items())
 
 
-def _scored_row(
-    group: Sequence[RunRecord], terms: tuple[str, str, int], sets: dict[str, dict[int, StoredScore]]
-) -> Row:
-    network, protocol, epochs = terms
+def _scored_row(group: Sequence[RunRecord], terms: tuple[str, str, int]) -> Row:
     runs = [r for r in group if any(s.terms == terms for s in r.scores)]
-    scores = [score for nets in sets.values() for score in nets.values()]
+    scores = scores_of_sets((r.name, [s for s in r.scores if s.terms == terms]) for r in runs)
+    row = _measured(_row_of_runs(runs), scores)
+    return replace(row, recipe_hash=joined(s.recipe_hash for s in scores.scores) or row.recipe_hash)
+
+
+def scores_of_sets(sets: Iterable[tuple[str, Iterable[Score]]]) -> Scores:
+    """Scores of named runs, the name standing in for a hash; a copy of a run folder adds no network."""
+    named = [replace(s, set_hash=s.set_hash or name) for name, scores in sets for s in scores]
+    return Scores(tuple({(s.set_hash, s.seed): s for s in named}.values()))
+
+
+def _measured(row: Row, scores: Scores) -> Row:
+    """The row with what its networks scored; they share network, protocol and epochs."""
+    first = scores.scores[0]
     return replace(
-        _row_of_runs(runs),
-        network=network,
-        protocol=protocol,
-        epochs=epochs,
-        recipe_hash=joined(s.recipe_hash for s in scores) or joined(r.recipe_hash for r in runs),
-        device=joined(s.device for s in scores),
-        commit=joined(s.commit for s in scores),
-        **statistics_of([[score.accuracy for score in nets.values()] for nets in sets.values()]),
+        row,
+        network=first.network,
+        protocol=first.protocol,
+        epochs=first.epochs,
+        device=joined(s.device for s in scores.scores),
+        commit=joined(s.commit for s in scores.scores),
+        mean=scores.mean,
+        std=scores.std,
+        std_sets=scores.std_sets,
+        std_nets=scores.std_nets,
+        nets_per_set=scores.nets_per_set,
     )
-
-
-def statistics_of(per_set: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """A row's mean and deviations from the accuracies of each set's networks."""
-    shares = [share for values in per_set for share in values]
-    within = [(len(values) - 1, variance(values)) for values in per_set if len(values) > 1]
-    freedom = sum(count for count, _ in within)
-    return {
-        "mean": fmean(shares),
-        "std": stdev(shares) if len(shares) > 1 else None,
-        "std_sets": stdev([fmean(values) for values in per_set]) if len(per_set) > 1 else None,
-        "std_nets": math.sqrt(sum(count * spread for count, spread in within) / freedom) if freedom else None,
-        "nets_per_set": tuple(len(values) for values in per_set),
-    }
 
 
 def _rows_of_full_data(records: Sequence[RunRecord]) -> list[Row]:
     """A row for each number of epochs (network, protocol) of the data sets that the runs are of."""
     names = {record.fingerprint: record.dataset for record in records if record.fingerprint}
     failure = joined(record.full_data.failure for record in records)
-    measured: dict[tuple[Any, ...], dict[int, StoredScore]] = {}
+    measured: dict[tuple[Any, ...], dict[int, Score]] = {}
     for score in (score for record in records for score in record.full_data.scores):
         if score.set_hash in names:
             measured.setdefault((score.set_hash, *score.terms), {})[score.seed] = score
     plain = Row(FULL_DATA_ROW, records[0].dataset, records[0].fingerprint, None, None, failure=failure)
     if not measured:
         return [plain] if failure else []
-    return [_full_data_row(plain, names, list(nets.values())) for nets in measured.values()]
+    return [_full_data_row(plain, names, Scores(tuple(nets.values()))) for nets in measured.values()]
 
 
-def _full_data_row(plain: Row, names: dict[str, str], scores: Sequence[StoredScore]) -> Row:
-    first = scores[0]
-    return replace(
-        plain,
-        dataset=names[first.set_hash],
-        fingerprint=first.set_hash,
-        network=first.network,
-        protocol=first.protocol,
-        epochs=first.epochs,
-        numbers_stored=first.numbers_stored,
-        device=joined(s.device for s in scores),
-        commit=joined(s.commit for s in scores),
-        runs=(FULL_DATA,),
-        **statistics_of([[score.accuracy for score in scores]]),
-    )
+def _full_data_row(plain: Row, names: dict[str, str], scores: Scores) -> Row:
+    first = scores.scores[0]
+    facts = {"fingerprint": first.set_hash, "numbers_stored": first.numbers_stored, "runs": (FULL_DATA,)}
+    return replace(_measured(plain, scores), dataset=names[first.set_hash], **facts)
 
 
 def _row_of_runs(runs: Sequence[RunRecord]) -> Row:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+from ..scores import percent_text
 from .read import RunRecord
 from .rows import Row, make_rows
 
@@ -68,8 +69,7 @@ def accuracy_text(row: Row) -> str:
     """Percent, sample standard deviation and n_sets x n_nets, as "72.31 +- 0.42 (1 x 3)"; "" before an evaluation."""
     if row.mean is None:
         return ""
-    spread = "" if row.std is None else f" +- {100 * row.std:.2f}"
-    return f"{100 * row.mean:.2f}{spread} ({row.n})"
+    return f"{percent_text(row.mean, row.std)} ({row.n})"
 
 
 def _percent(value: float | None, sign: str = "") -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..evaluation import PROTOCOLS
+from ..evaluation import PROTOCOLS, Scheduled
 from ..learning.fit import Schedule
 from ..methods import METHODS
 from .read import RunRecord
@@ -81,9 +81,11 @@ def describe_missing(record: RunRecord) -> list[str]:
 
 def describe_protocol(name: str, epochs: int) -> str:
     """How evaluation networks are trained under a protocol, with the number of epochs that was used."""
-    schedule = PROTOCOLS.get(name)
-    if schedule is None:
-        return f"Protocol {name}, {epochs:,} epochs; this version of potstill does not know the protocol."
+    protocol = PROTOCOLS.get(name)
+    if not isinstance(protocol, Scheduled):
+        known = "its schedule comes with the set" if protocol else "this version of potstill does not know the protocol"
+        return f"Protocol {name}, {epochs:,} epochs; {known}."
+    schedule = protocol.schedule
     usual = "" if epochs == schedule.epochs else f" (the protocol's own number is {schedule.epochs:,})"
     parts = [
         f"{epochs:,} epochs{usual}",

@@ -121,7 +121,7 @@ def _distil_and_score(
 ) -> Scores:
     synthetic = distill_run(recipe, data, store, reporter, cache=cache, resume=True, overwrite=overwrite)
     with store.noting_failure():
-        return evaluate_set(synthetic, data.test, recipe, store, reporter)
+        return evaluate_set(synthetic, data, recipe, store, reporter)
 
 
 def _score_full_data(
@@ -135,4 +135,4 @@ def _score_kept(recipe: Recipe, data: LabelledDataset, store: RunStore, reporter
     if len(store.kept_sets()) == 1:
         reporter.say(f"{store.root}: no sets were kept, so its curve has two ends only; see --keep-snapshots")
     with store.noting_failure():
-        evaluate_kept(recipe, data.test, store, reporter)
+        evaluate_kept(recipe, data, store, reporter)

@@ -77,14 +77,4 @@ def find_subject(
         data = load_data(recipe, data_dir=data_dir, download=download)
         synthetic = found or read_set(path, data.spec, factor=factor)
         folder = path if path.is_dir() else path.with_suffix(".scores")
-    _check_same_kind(synthetic, data)
     return Subject(synthetic, data, recipe, RunStore(out or folder))
-
-
-def _check_same_kind(synthetic: SyntheticSet, data: LabelledDataset) -> None:
-    theirs, ours = synthetic.spec, data.spec
-    if (theirs.shape, theirs.num_classes) != (ours.shape, ours.num_classes):
-        raise UsageError(
-            f"the set has shape {theirs.shape} and {theirs.num_classes} classes, "
-            f"{ours.name!r} has {ours.shape} and {ours.num_classes}: name the right --dataset"
-        )

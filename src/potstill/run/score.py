@@ -1,30 +1,98 @@
-"""The stage that evaluates: a set, those kept on the way, the full data. Each network's score is a file."""
+"""The stage that evaluates: a set, those kept on the way, the full data. Each network's score is a file.
+
+`potstill.evaluate` is the same stage without a folder, so that Python and the command line give the same numbers.
+"""
 
 from __future__ import annotations
 
-import json
+import tempfile
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
-from ..evaluation import Score, Scores, evaluate_once, evaluation_seeds, protocol_schedule
+from ..data.measure import split_fingerprint
+from ..errors import RunError, UsageError
+from ..evaluation import Protocol, TrainingSet, evaluate_once, evaluation_seeds, find_protocol, matching_test
 from ..files import write_atomically
+from ..machine.runtime import Runtime
 from ..recipe import Recipe
+from ..scores import Score, Scores
 from ..sets.synthetic import SyntheticSet
 from ..spec import DatasetSpec, LabelledDataset, Split
 from .engine.processes import settle_at_once, side_by_side, waves
 from .environment import commit, device_name
 from .progress import Reporter
 from .signals import interruptible
-from .store import SCHEMA_VERSION, RunStore, dump_json, score_name
+from .store import RunStore, dump_json, score_name
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the networks of one evaluation are trained on, how, and what they are tested on.
+
+    Attributes:
+        facts: fields of `Score` that hold for all of them.
+        settle: makes the runtime, from the network passes and the image side of the job.
+    """
+
+    train: TrainingSet
+    spec: DatasetSpec
+    test: Split
+    network: str
+    protocol: Protocol
+    seeds: Sequence[int]
+    facts: dict[str, Any]
+    settle: Callable[..., Runtime]
+    at_once: int | str = 1
+
+
+def evaluate(
+    synthetic: SyntheticSet,
+    data: LabelledDataset | Split,
+    *,
+    network: str = "convnet",
+    nets: int = 3,
+    protocol: str | Protocol = "dsdm",
+    epochs: int | None = None,
+    seed: int = 0,
+    at_once: int | str = 1,
+    runtime: Runtime | None = None,
+) -> Scores:
+    """Score a synthetic set: the mean over `nets` networks trained on it from scratch, each at its last epoch.
+
+    Args:
+        synthetic: the set; it brings normalisation and factor.
+        data: the data set that the set stands for, or its test split, never shown to a method. Class names of a data
+            set are compared with the set's.
+        network: an architecture name, see `potstill list networks`.
+        protocol: one of `PROTOCOLS`, or one of your own; `epochs` overrides its length, and the row says so.
+        at_once: networks trained at the same time, each in a process of its own, or "auto"; a script that asks for
+            more than one needs `if __name__ == "__main__":` around its own work.
+    Raises:
+        UsageError: data that do not fit the set, an unknown name or an impossible number.
+    """
+    if not isinstance(synthetic, SyntheticSet):
+        raise UsageError(f"cannot evaluate {type(synthetic).__name__}: give a SyntheticSet, as potstill.read_set reads")
+    job = Job(
+        synthetic,
+        synthetic.spec,
+        matching_test(synthetic.spec, data),
+        network,
+        find_protocol(protocol, epochs),
+        evaluation_seeds(seed, network, nets),
+        _facts(synthetic),
+        Runtime.resolve if runtime is None else lambda **_: runtime,
+        at_once,
+    )
+    return _evaluate("evaluate", job, None, Reporter(quiet=True))
 
 
 def evaluate_set(
     synthetic: SyntheticSet,
-    test: Split,
+    data: LabelledDataset | Split,
     recipe: Recipe,
     folder: RunStore,
     reporter: Reporter,
@@ -33,19 +101,20 @@ def evaluate_set(
 ) -> Scores:
     """Score a set by the recipe's evaluation section; each network's score is a file, done ones are kept.
 
+    Scores on other data than the set stands for (a corrected test split, say) lie apart: no row shows them.
+
     Args:
         step: of a set that was kept on the way; None for the final one.
     """
-    facts = {
-        "set_hash": synthetic.digest(),
-        "recipe_hash": synthetic.provenance.get("recipe_hash", ""),
-        "numbers_stored": synthetic.numbers_stored,
-    }
+    test = matching_test(synthetic.spec, data)
     place = folder.scores if step is None else folder.kept_scores(step)
-    return _evaluate("evaluate", synthetic.decoded(), synthetic.spec, test, recipe, place, facts, reporter)
+    if isinstance(data, LabelledDataset) and data.spec.fingerprint != synthetic.spec.fingerprint:
+        reporter.say(f"{data.spec.name}: not the data that this set was made from; their scores lie apart")
+        place = place / f"on-{split_fingerprint(test)}"
+    return _evaluate("evaluate", _job(synthetic, synthetic.spec, test, recipe, _facts(synthetic)), place, reporter)
 
 
-def evaluate_kept(recipe: Recipe, test: Split, store: RunStore, reporter: Reporter) -> None:
+def evaluate_kept(recipe: Recipe, data: LabelledDataset | Split, store: RunStore, reporter: Reporter) -> None:
     """Score the sets of a run that were kept on the way, and the one before the first step, like the final one.
 
     Their scores lie apart from the final set's, and a row never shows them.
@@ -54,7 +123,7 @@ def evaluate_kept(recipe: Recipe, test: Split, store: RunStore, reporter: Report
     for step, path in store.kept_sets().items():
         if step < last:
             reporter.say(f"{recipe.method_name} after {step} of {last} steps")
-            evaluate_set(SyntheticSet.load(path), test, recipe, store, reporter, step=step)
+            evaluate_set(SyntheticSet.load(path), data, recipe, store, reporter, step=step)
 
 
 def evaluate_full_data(
@@ -62,62 +131,81 @@ def evaluate_full_data(
 ) -> Scores:
     """Score the whole training split as if it were a set: the same networks and protocol, `epochs` epochs."""
     recipe = replace(recipe, evaluation=replace(recipe.evaluation, epochs=epochs))
-    facts = {
-        "set_hash": data.spec.fingerprint,
-        "recipe_hash": "",
-        "numbers_stored": data.train.images.numel(),
+    facts = {"set_hash": data.spec.fingerprint, "numbers_stored": data.train.images.numel()}
+    return _evaluate("full data", _job(data.train, data.spec, data.test, recipe, facts), folder.scores, reporter)
+
+
+def stored_scores(folder: Path) -> tuple[Score, ...]:
+    """All scores that lie in `folder`, by their file names.
+
+    Raises:
+        DataError: a damaged one, or another kind of file; the message names it.
+    """
+    return tuple(Score.read(path) for path in sorted(folder.glob("*.json")) if not path.name.startswith("."))
+
+
+def _facts(synthetic: SyntheticSet) -> dict[str, Any]:
+    return {
+        "set_hash": synthetic.digest(),
+        "recipe_hash": str(synthetic.provenance.get("recipe_hash", "")),
+        "numbers_stored": synthetic.numbers_stored,
     }
-    return _evaluate("full data", data.train, data.spec, data.test, recipe, folder.scores, facts, reporter)
 
 
-def _evaluate(
-    stage_name: str,
-    train: Split,
-    spec: DatasetSpec,
-    test: Split,
-    recipe: Recipe,
-    folder: Path,
-    facts: dict[str, Any],
-    reporter: Reporter,
-) -> Scores:
-    """A score per network in `folder`; those of the same content (`facts["set_hash"]`) that lie there are kept."""
+def _job(train: TrainingSet, spec: DatasetSpec, test: Split, recipe: Recipe, facts: dict[str, Any]) -> Job:
     config = recipe.evaluation
-    epochs = protocol_schedule(config.protocol, config.epochs).epochs
-    side, passes = spec.shape[1], 3 * len(train) * epochs
-    runtime = recipe.runtime.resolve(passes=passes * config.nets, side=side)
+    protocol = find_protocol(config.protocol, config.epochs)
     seeds = evaluation_seeds(config.seed, config.network, config.nets)
-    paths = {seed: folder / score_name(config.network, config.protocol, epochs, seed) for seed in seeds}
-    scores = {seed: _read_score(path, facts["set_hash"]) for seed, path in paths.items()}
-    missing = [seed for seed, score in scores.items() if score is None]
-    at_once = settle_at_once(config.at_once, runtime, passes=passes * len(missing), side=side)
+    settle = recipe.runtime.resolve
+    return Job(train, spec, test, config.network, protocol, seeds, facts, settle, config.at_once)
+
+
+def _evaluate(stage_name: str, job: Job, folder: Path | None, reporter: Reporter) -> Scores:
+    """A score for each seed; those of the same set on the same test data that lie in `folder` are kept."""
+    epochs, nets, side = job.protocol.epochs, len(job.seeds), job.spec.shape[1]
+    passes = 3 * len(job.train) * epochs  # a backward pass costs two forward ones
+    runtime = job.settle(passes=passes * nets, side=side)
+    facts = {**job.facts, "test_hash": split_fingerprint(job.test)}
+    scores = {} if folder is None else _finished(folder, job, facts)
+    missing = [seed for seed in job.seeds if seed not in scores]
+    if folder is not None and missing:
+        _check_writable(folder)
+    at_once = settle_at_once(job.at_once, runtime, passes=passes * len(missing), side=side)
     together = min(at_once, len(missing))
     reporter.say(
-        f"{stage_name}: {config.nets} x {config.network}, protocol {config.protocol}, {epochs} epochs of "
-        f"{len(train):,} images; {runtime.describe()}" + (f", {together} networks at once" if together > 1 else "")
+        f"{stage_name}: {nets} x {job.network}, protocol {job.protocol.name}, {epochs} epochs of "
+        f"{len(job.train):,} images; {runtime.describe()}" + (f", {together} networks at once" if together > 1 else "")
     )
-    train_and_score = partial(
-        evaluate_once, train, spec, test, network=config.network, protocol=config.protocol, epochs=config.epochs
-    )
-    done = epochs * (config.nets - len(missing))
-    with reporter.stage(stage_name, config.nets * epochs, done) as stage, interruptible("the scores"):
+    train_and_score = partial(evaluate_once, job.train, job.spec, job.test, network=job.network, protocol=job.protocol)
+    done = epochs * (nets - len(missing))
+    with reporter.stage(stage_name, nets * epochs, done) as stage, interruptible("the scores"):
         for wave, share in waves(missing, at_once, runtime):
             ran = {"device": device_name(share), "runtime": share.describe(), "commit": commit()}
             work = [partial(train_and_score, seed=seed) for seed in wave]
             with closing(side_by_side(work, share, lambda epoch, loss: stage.advance(f"loss {loss:.3f}"))) as results:
-                for score in results:
+                for result in results:
+                    score = replace(result, **facts, **ran)
                     scores[score.seed] = score
-                    record = {"schema_version": SCHEMA_VERSION, **score.to_json(), **facts, **ran}
-                    write_atomically(paths[score.seed], dump_json(record))
-    return Scores(tuple(score for score in scores.values() if score is not None))
+                    if folder is not None:
+                        write_atomically(_path(folder, job, score.seed), dump_json(score.to_json()))
+    return Scores(tuple(scores[seed] for seed in job.seeds))
 
 
-def _read_score(path: Path, set_hash: str) -> Score | None:
-    """A finished score of this very set, else None."""
-    if not path.exists():
-        return None
+def _path(folder: Path, job: Job, seed: int) -> Path:
+    return folder / score_name(job.network, job.protocol.name, job.protocol.epochs, seed)
+
+
+def _finished(folder: Path, job: Job, facts: dict[str, Any]) -> dict[int, Score]:
+    """Scores that were stored for this very set and these very test data, by their seeds."""
+    found = {seed: Score.read(path) for seed in job.seeds if (path := _path(folder, job, seed)).exists()}
+    same = (facts["set_hash"], facts["test_hash"])
+    return {seed: score for seed, score in found.items() if (score.set_hash, score.test_hash) == same}
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse before hours of training what could not be kept after them."""
     try:
-        record = json.loads(path.read_text())
-        names = Score.__dataclass_fields__
-        return Score(**{k: record[k] for k in names}) if record["set_hash"] == set_hash else None
-    except (ValueError, KeyError) as error:
-        raise DataError(f"{path}: damaged score ({error}); delete it to evaluate again") from error
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise RunError(f"{folder}: scores cannot be written here ({error.strerror}); use --out DIR") from error

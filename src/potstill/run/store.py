@@ -25,11 +25,10 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ..errors import DataError, Interrupted, PotstillError, RunError, UsageError, reason
-from ..files import write_atomically
+from ..files import SCHEMA_VERSION, write_atomically
 from ..sets.synthetic import SyntheticSet
 from ..tensors import pack, read_tensors
 
-SCHEMA_VERSION = 1
 #: The folder beside run folders where networks trained on the whole training split have their scores.
 FULL_DATA = "full_data"
 

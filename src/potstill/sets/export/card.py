@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from statistics import fmean, stdev
 from typing import Any
 
 import yaml
 
+from ...scores import Score, Scores, percent_text
 from ..synthetic import SyntheticSet
 
 #: Licences that the hub knows by an identifier, among those of common data sets.
@@ -20,8 +20,7 @@ def dataset_card(synthetic: SyntheticSet, facts: Mapping[str, Any], clipped: flo
     """The text of README.md.
 
     Args:
-        facts: "scores" holds records of single networks trained on this very set (`Score.to_json`, if known with
-            recipe_hash, device and commit), or of several (`Scores.to_json`); "eight_bit_scores" the same of the
+        facts: "scores" holds the `Score` of each network trained on this very set; "eight_bit_scores" those of the
             set as `quantise` leaves it. Both may be missing.
         clipped: the share of values that the pictures clamp.
     """
@@ -157,19 +156,17 @@ def _accuracy(facts: Mapping[str, Any]) -> str:
     return f"{_table(header, [*exact, *rounded])}\n\n{note}"
 
 
-def _score_rows(pixels: str, records: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """One row per network, protocol and length, over all records that share them."""
-    groups: dict[tuple[str, ...], list[float]] = {}
-    for record in records:
-        for score in record.get("scores", (record,)):
-            shared = {**record, **score}
-            key = tuple(str(shared.get(name, "")) for name in ("network", "protocol", "epochs"))
-            origin = tuple(str(shared.get(name, "")) for name in ("recipe_hash", "device", "commit"))
-            groups.setdefault((*key, *origin), []).append(float(score["accuracy"]))
+def _score_rows(pixels: str, scores: Iterable[Score]) -> list[tuple[str, ...]]:
+    """One row per network, protocol and length, recipe and machine, over all scores that share them."""
+    groups: dict[tuple[str, ...], list[Score]] = {}
+    for score in scores:
+        shared = (*map(str, score.terms), score.recipe_hash, score.device, score.commit)
+        groups.setdefault(shared, []).append(score)
     rows = []
-    for key, values in sorted(groups.items()):
-        spread = f" +- {100 * stdev(values):.2f}" if len(values) > 1 else ""
-        rows.append((pixels, *key[:3], f"{100 * fmean(values):.2f}{spread}", str(len(values)), *key[3:]))
+    for key, group in sorted(groups.items()):
+        measured = Scores(tuple(group))
+        accuracy = percent_text(measured.mean, measured.std)
+        rows.append((pixels, *key[:3], accuracy, str(len(group)), *key[3:]))
     return rows
 
 

@@ -6,12 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ...files import SCHEMA_VERSION
 from ..synthetic import SyntheticSet
 from .base import EXPORTS, Form, logger
 from .eight_bit import png_bytes, sample_levels
 from .names import folder_names
-
-SCHEMA_VERSION = 1
 
 
 def to_folder(synthetic: SyntheticSet, facts: Mapping[str, Any]) -> dict[str, bytes]:

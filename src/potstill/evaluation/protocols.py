@@ -1,0 +1,149 @@
+"""How evaluation networks are trained: a name, and a way to train one on a set. Sources in docs/fidelity.md."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ..errors import UsageError
+from ..learning.fit import Schedule, fit
+from ..machine.runtime import Runtime
+from ..networks import Backbone
+from ..sets.synthetic import SyntheticSet
+from ..spec import DatasetSpec, Split
+
+#: What networks are trained on: a synthetic set, or real data as the trivial one.
+TrainingSet = SyntheticSet | Split
+#: More epochs than any schedule has; a slip of the keyboard would train for years.
+MOST_EPOCHS = 1_000_000
+
+
+class Protocol(ABC):
+    """A way to train evaluation networks. What it reads besides the samples comes with the set (`extras`)."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def epochs(self) -> int:
+        """Passes over the samples; a score names them."""
+
+    @abstractmethod
+    def lasting(self, epochs: int) -> Protocol:
+        """The same protocol, shortened or lengthened."""
+
+    @abstractmethod
+    def train(
+        self,
+        network: Backbone,
+        train: TrainingSet,
+        spec: DatasetSpec,
+        runtime: Runtime,
+        *,
+        seed: int,
+        on_epoch: Callable[[int, float], None] | None = None,
+    ) -> Backbone:
+        """Train `network` in place and return it after the last epoch; `on_epoch` hears (epochs done, mean loss)."""
+
+
+@dataclass(frozen=True)
+class Scheduled(Protocol):
+    """A common protocol: the samples of any set under one fixed schedule."""
+
+    name: str
+    schedule: Schedule
+
+    @property
+    def epochs(self) -> int:
+        return self.schedule.epochs
+
+    def lasting(self, epochs: int) -> Scheduled:
+        return replace(self, schedule=replace(self.schedule, epochs=epochs))
+
+    def train(
+        self,
+        network: Backbone,
+        train: TrainingSet,
+        spec: DatasetSpec,
+        runtime: Runtime,
+        *,
+        seed: int,
+        on_epoch: Callable[[int, float], None] | None = None,
+    ) -> Backbone:
+        return fit(network, samples_of(train), spec, self.schedule, runtime, seed=seed, on_epoch=on_epoch)
+
+
+def samples_of(train: TrainingSet) -> Split:
+    """The samples that networks see: of a set decoded, of real data as they are."""
+    return train.decoded() if isinstance(train, SyntheticSet) else train
+
+
+_IDC = Schedule(
+    epochs=1000,
+    batch=64,
+    learning_rate=0.01,
+    decay="steps",
+    decay_at=(2 / 3, 5 / 6),
+    decay_factor=0.2,
+    augment="color_crop_flip_scale_rotate",
+    cutmix=0.5,
+)
+_DSDM = replace(_IDC, epochs=1500)
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        # DSDM and DANCE: IDC's recipe with 1500 epochs.
+        Scheduled("dsdm", _DSDM),
+        # DSDM's exceptions for MNIST at factor 2: no CutMix (mirroring is off by the data set's spec).
+        Scheduled("mnist", replace(_DSDM, augment="color_crop_scale_rotate", cutmix=0.0)),
+        Scheduled("idc", _IDC),
+        # DC, DSA, DM, CAFE+DSA: one operation per batch, rate times .1 at half.
+        Scheduled(
+            "dc",
+            Schedule(
+                epochs=1000,
+                batch=256,
+                learning_rate=0.01,
+                decay="steps",
+                decay_at=(0.5,),
+                decay_factor=0.1,
+                augment="color_crop_cutout_flip_scale_rotate",
+                augment_single=True,
+            ),
+        ),
+        Scheduled(
+            "ncfm",
+            Schedule(
+                epochs=2000,
+                batch=128,
+                optimizer="adamw",
+                learning_rate=1e-3,
+                weight_decay=0.01,  # AdamW's own in torch: the authors name none
+                decay="steps",
+                decay_at=(0.2, 0.4, 0.6, 0.8),
+                decay_factor=0.5,
+                augment="color_crop_flip_scale_rotate",
+                cutmix=0.5,
+            ),
+        ),
+    )
+}
+
+
+def find_protocol(protocol: str | Protocol, epochs: int | None = None) -> Protocol:
+    """A protocol by its name (or itself), shortened or lengthened to `epochs` where given.
+
+    Raises:
+        UsageError: an unknown name, or epochs outside 1..1,000,000.
+    """
+    if isinstance(protocol, str):
+        if protocol not in PROTOCOLS:
+            raise UsageError(f"unknown protocol {protocol!r}: known are {', '.join(sorted(PROTOCOLS))}")
+        protocol = PROTOCOLS[protocol]
+    if epochs is None:
+        return protocol
+    if not isinstance(epochs, int) or not 1 <= epochs <= MOST_EPOCHS:
+        raise UsageError(f"epochs={epochs}: need at least 1 and at most {MOST_EPOCHS:,}")
+    return protocol.lasting(epochs)
