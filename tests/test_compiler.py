@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import _multiprocessing
+import base64
+import hashlib
 import os
+import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from torch._inductor.exc import InductorError
 
+from potstill.machine.compiled_code import mend
 from potstill.machine.compiler import _mending
 
 COMPILES = """
@@ -77,3 +84,74 @@ def test_only_libraries_of_the_cache_are_removed(
         failing(ImportError(f"{library}: file too short"), calls)()
     assert len(calls) == tries
     assert library.exists() == (place == "system")
+
+
+# --- what a killed run leaves in the folder of compiled code
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    """A real library under a name of torch's, with its source."""
+    path = tmp_path / "ab" / "cabc.main.so"
+    path.parent.mkdir()
+    path.write_bytes(Path(_multiprocessing.__file__).read_bytes())
+    path.with_suffix(".cpp").write_text("int main")
+    return path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ELF files alone are looked into")
+@pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.5, 0.9, 0.999])
+def test_a_library_cut_anywhere_is_removed_with_its_source(library: Path, share: float, tmp_path: Path) -> None:
+    """Loading one may end the process by a signal."""
+    mend(tmp_path)
+    assert library.exists() and library.with_suffix(".cpp").exists()
+    content = library.read_bytes()
+    library.write_bytes(content[: int(len(content) * share)])
+    mend(tmp_path)
+    assert not library.exists() and not library.with_suffix(".cpp").exists()
+
+
+def test_a_library_whose_header_is_not_yet_written_is_removed(library: Path, tmp_path: Path) -> None:
+    """Linkers write it last, over zeros."""
+    library.write_bytes(bytes(64) + library.read_bytes()[64:])
+    mend(tmp_path)
+    assert library.exists() == (sys.platform != "linux")
+
+
+def test_a_library_that_another_process_links_is_left_to_it(library: Path, tmp_path: Path) -> None:
+    library.write_bytes(b"")
+    (tmp_path / "locks").mkdir()
+    with FileLock(tmp_path / "locks" / "cabc.lock"):
+        mend(tmp_path)
+        assert library.exists()
+    mend(tmp_path)
+    assert not library.exists()
+
+
+def test_code_and_records_that_were_cut_are_removed_and_whole_ones_stay(tmp_path: Path) -> None:
+    code = "def call(args):\n    return args\n"
+    text = "c" + base64.b32encode(hashlib.sha256(code.strip().encode()).digest()).decode().lower()[:51]
+    files = {
+        tmp_path / "x" / f"{text}.py": code.encode(),
+        tmp_path / "fxgraph" / "ab" / "key" / "entry": pickle.dumps({"graph": code}),
+        tmp_path / "aotautograd" / "key" / "entry": pickle.dumps([code]),
+    }
+    foreign = {tmp_path / "x" / "notes.py": b"print(", tmp_path / "notes": b"abc", tmp_path / "x" / "a.cpp": b""}
+    for path, content in {**files, **foreign}.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    mend(tmp_path)
+    assert all(path.exists() for path in {**files, **foreign})
+    for path, content in files.items():
+        path.write_bytes(content[: len(content) // 2])
+    mend(tmp_path)
+    assert not any(path.exists() for path in files) and all(path.exists() for path in foreign)
+
+
+def test_files_written_aside_by_killed_compilers_are_removed_once_they_are_a_minute_old(tmp_path: Path) -> None:
+    old, fresh = tmp_path / ".12.34.tmp", tmp_path / ".56.78.tmp"
+    old.touch()
+    fresh.touch()
+    os.utime(old, (time.time() - 120,) * 2)
+    mend(tmp_path)
+    assert not old.exists() and fresh.exists()

@@ -183,6 +183,25 @@ def test_built_once_and_kept_in_the_cache(unloaded: Path, monkeypatch: pytest.Mo
     assert list((unloaded / "native").iterdir()) == [library]
 
 
+@needs_compiler
+@pytest.mark.parametrize("damage", ["half", "flipped bit", "empty"])
+def test_a_damaged_library_is_built_again_before_it_is_loaded(
+    damage: str, unloaded: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Loading half a library ends the process by a signal. The compiler is stood in for: this is about the file."""
+
+    def build(command: list[str], **_: object) -> None:
+        Path(command[-1]).write_bytes(b"a whole library")
+
+    monkeypatch.setattr(subprocess, "run", build)
+    library = native._built("g++")
+    whole = library.read_bytes()
+    flipped = bytes([*whole[:5], whole[5] ^ 1, *whole[6:]])
+    library.write_bytes({"half": whole[: len(whole) // 2], "flipped bit": flipped, "empty": b""}[damage])
+    assert native._built("g++") == library and library.read_bytes() == whole
+    assert caplog.messages == [f"{library}: damaged; building it again"]
+
+
 @pytest.mark.parametrize("compiler", ["false", "/nowhere/g++"])
 def test_without_a_working_compiler_one_line_and_the_formula(
     unloaded: Path, caplog: pytest.LogCaptureFixture, compiler: str

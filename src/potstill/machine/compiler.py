@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..files import default_cache
+from .compiled_code import mend
 
 log = logging.getLogger("potstill")
 
@@ -39,6 +40,7 @@ def keep_compiled_code() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+            mend(folder)
 
 
 def _mending(compiled: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ import logging
 import platform
 import subprocess
 import tempfile
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def load(compiler: str) -> bool:
             _kernels = _declared(ctypes.CDLL(str(_built(compiler))))
             _group = _kernels.potstill_group()
         except (OSError, RunError, subprocess.SubprocessError) as error:  # RunError: the cache cannot be written
-            log.warning("the C++ kernels could not be built (%s): somewhat slower without", _reason(error))
+            log.warning("the C++ kernels could not be built (%s): somewhat slower without", _first_complaint(error))
     return loaded()
 
 
@@ -150,16 +151,27 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def _built(compiler: str) -> Path:
-    """The shared library in the cache, named by all that it depends on."""
+    """The shared library in the cache, named by all that it depends on and by what it holds."""
     key = "\n".join([SOURCE.read_text(), compiler, *FLAGS, platform.machine(), _cpu_features()])
-    path = default_cache() / "native" / f"{blake2b(key.encode(), digest_size=12).hexdigest()}.so"
-    if not path.exists():
-        with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / "kernels.so"
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(target)]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-            write_atomically(path, target.read_bytes())
+    folder, stem = default_cache() / "native", _digest(key.encode())
+    for path in folder.glob(f"{stem}-*.so"):
+        if path.name == f"{stem}-{_digest(path.read_bytes())}.so":
+            return path
+        log.warning("%s: damaged; building it again", path)  # loading it could end the process
+        with suppress(OSError):
+            path.unlink()
+    with tempfile.TemporaryDirectory() as building:
+        target = Path(building) / "kernels.so"
+        command = [compiler, *FLAGS, str(SOURCE), "-o", str(target)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+        library = target.read_bytes()
+    path = folder / f"{stem}-{_digest(library)}.so"
+    write_atomically(path, library)
     return path
+
+
+def _digest(content: bytes) -> str:
+    return blake2b(content, digest_size=12).hexdigest()
 
 
 def _cpu_features() -> str:
@@ -169,7 +181,7 @@ def _cpu_features() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, subprocess.CalledProcessError):
-        return (error.stderr or str(error)).strip().splitlines()[0]
-    return str(error)
+def _first_complaint(error: Exception) -> str:
+    """The first line of what the compiler said, or of the error itself."""
+    text = getattr(error, "stderr", None) or str(error)
+    return text.strip().splitlines()[0]
