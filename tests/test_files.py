@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from potstill import files
-from potstill.errors import RunError
+from potstill.errors import RunError, UsageError
 from potstill.files import write_atomically
 
 
@@ -125,3 +129,83 @@ def test_permissions_follow_the_umask(umask: int, mode: int, tmp_path: Path) -> 
         assert files._umask() == umask  # asking for it leaves it as it is
     finally:
         os.umask(before)
+
+
+# --- what killed processes leave
+
+
+def killed_while_writing(path: Path) -> None:
+    code = """if 1:
+        import os, signal, sys
+        from pathlib import Path
+        from potstill.files import write_atomically
+
+        os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
+        write_atomically(Path(sys.argv[1]), b"half a thing")
+    """
+    assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -signal.SIGKILL
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files are held by flock")
+def test_files_of_killed_writes_are_swept_and_those_of_live_ones_stay(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_while_writing(target)
+    (left,) = (path for path in target.parent.iterdir() if path != target)
+    mine = target.parent / ".state.bin.notes"
+    mine.write_text("a user's")
+    replace = os.replace
+
+    def sweep_meanwhile(source: str, to: Path) -> None:
+        files.sweep(target.parent, target.parent / "missing")
+        assert os.path.exists(source) and not left.exists()
+        replace(source, to)
+
+    monkeypatch.setattr(os, "replace", sweep_meanwhile)
+    write_atomically(target, b"new")
+    assert target.read_bytes() == b"new" and names(target.parent) == [".state.bin.notes", "state.bin"]
+
+
+def test_a_file_swept_before_it_is_held_is_made_again(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between making and holding it, another process may take it for one that a killed process left."""
+    made, make = [], tempfile.mkstemp
+
+    def make_and_lose(**given: object) -> tuple[int, str]:
+        handle, name = make(**given)  # type: ignore[call-overload]
+        made.append(name)
+        if len(made) == 1:
+            os.unlink(name)
+        return handle, name
+
+    monkeypatch.setattr(tempfile, "mkstemp", make_and_lose)
+    write_atomically(target, b"new")
+    assert len(made) == 2 and target.read_bytes() == b"new" and names(target.parent) == ["state.bin"]
+
+
+# --- the cache folder
+
+
+def test_a_cache_that_is_a_file_is_refused_with_the_remedy(target: Path) -> None:
+    for cache in (target, target / "below"):
+        with pytest.raises(RunError, match=r"the cache cannot be written \(.*\); name a folder .*--cache-dir"):
+            files.require_writable(cache)
+
+
+def test_trying_a_cache_leaves_nothing_there(tmp_path: Path) -> None:
+    files.require_writable(tmp_path / "cache")
+    assert names(tmp_path) == ["cache"] and names(tmp_path / "cache") == []
+
+
+def test_without_a_home_the_remedy_is_named_and_a_chosen_folder_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("POTSTILL_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(UsageError, match=r"no home; name a folder .* POTSTILL_CACHE_DIR or --cache-dir"):
+        files.default_cache()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert files.default_cache() == Path("/caches/potstill")
+    monkeypatch.setenv("POTSTILL_CACHE_DIR", "/mine")
+    assert files.default_cache() == Path("/mine")

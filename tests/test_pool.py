@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from potstill.errors import DataError, UsageError
+from potstill.errors import DataError, RunError, UsageError
 from potstill.files import default_cache
 from potstill.learning import pool as module
 from potstill.learning.fit import Schedule, accuracy, fit
@@ -115,6 +115,25 @@ def test_cached_members_are_read_not_trained(data: LabelledDataset, tmp_path: Pa
     assert again.seconds == first.seconds
     # Fewer runs, or only their last epochs, are in the cache as well.
     assert make(data, tmp_path, members=1).digests == (first.digests[1],)
+
+
+def test_a_cache_that_holds_the_pool_may_be_read_only(
+    data: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that several users share: nothing is tried to be written there, not even a lock."""
+    made = make(data, tmp_path)
+    for name in ("require_writable", "sweep", "FileLock"):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("writes to the cache"))
+    assert make(data, tmp_path).digests == made.digests
+
+
+def test_a_cache_that_cannot_be_written_is_found_before_training(
+    data: LabelledDataset, tmp_path: Path, no_training
+) -> None:
+    no_training()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"file/pool: the cache cannot be written .* POTSTILL_CACHE_DIR or --cache-dir"):
+        make(data, tmp_path / "file" / "pool")
 
 
 def test_more_members_keep_the_first_and_train_the_rest(

@@ -5,9 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
-from .errors import RunError
+from .errors import RunError, UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+#: The end of the name of a file that is being written aside.
+ASIDE = ".potstill"
+CACHE_REMEDY = "name a folder that can be written with POTSTILL_CACHE_DIR or --cache-dir"
 
 #: Of every JSON document that potstill writes.
 SCHEMA_VERSION = 1
@@ -23,13 +33,16 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = _open_aside(path)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files for the owner alone
-        os.replace(temporary, path)
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files for the owner alone
+            if fcntl:  # still held, so that no `sweep` comes in between; elsewhere an open file cannot be renamed
+                os.replace(temporary, path)
+        if not fcntl:
+            os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
         remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder and the disk"
@@ -39,11 +52,59 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             os.unlink(temporary)
 
 
+def sweep(*folders: Path) -> None:
+    """Remove what killed processes were writing aside in these folders; a file that a live one holds stays.
+
+    Where files cannot be held (Windows, some network disks) nothing is removed.
+    """
+    for folder in folders:
+        for path in folder.glob(f".*{ASIDE}"):
+            with suppress(OSError), path.open("rb") as file:
+                if fcntl:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+
+
+def require_writable(cache: Path) -> None:
+    """Make the folder of a cache, and try whether files can be written there, before anything long is begun.
+
+    Raises:
+        RunError: they cannot; names the remedy.
+    """
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except OSError as error:
+        raise RunError(f"{cache}: the cache cannot be written ({error.strerror or error}); {CACHE_REMEDY}") from error
+
+
 def default_cache() -> Path:
-    """`POTSTILL_CACHE_DIR`, else `potstill` in the user's cache folder (XDG)."""
+    """`POTSTILL_CACHE_DIR`, else `potstill` in the user's cache folder (XDG).
+
+    Raises:
+        UsageError: neither is set and the user has no home.
+    """
     if chosen := os.environ.get("POTSTILL_CACHE_DIR"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "potstill"
+    if caches := os.environ.get("XDG_CACHE_HOME"):
+        return Path(caches) / "potstill"
+    try:
+        return Path.home() / ".cache" / "potstill"
+    except RuntimeError:
+        raise UsageError(f"no cache folder: this user has no home; {CACHE_REMEDY}") from None
+
+
+def _open_aside(path: Path) -> tuple[int, str]:
+    """A new file beside `path`, open and held against `sweep`: its handle and name."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=ASIDE)
+        if fcntl:
+            with suppress(OSError):  # a network disk without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.exists(name):
+            return handle, name
+        os.close(handle)  # swept before it was held
 
 
 def _umask() -> int:

@@ -20,7 +20,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from ..errors import UsageError
-from ..files import write_atomically
+from ..files import require_writable, sweep, write_atomically
 from ..machine.runtime import Runtime
 from ..networks import Backbone, build_network
 from ..seeding import derive, generator
@@ -119,11 +119,13 @@ def pretrain(
     for run in range(members):
         keys = [_key(spec, network, schedule, derive(seed, "pool", run), epoch) for epoch in epochs]
         paths = [cache / f"{key.digest()}.safetensors" for key in keys]
-        cache.mkdir(parents=True, exist_ok=True)
-        # A second process wanting the same member waits and then finds it.
-        with FileLock(cache / f"{keys[-1].digest()}.lock"):
-            if not all(path.exists() for path in paths):
-                _train_run(train, spec, network, schedule, keys, paths, runtime, _announce(on_epoch, run))
+        if not all(path.exists() for path in paths):  # else nothing is written: a shared cache may be read only
+            require_writable(cache)
+            sweep(cache)
+            # A second process wanting the same member waits and then finds it.
+            with FileLock(cache / f"{keys[-1].digest()}.lock"):
+                if not all(path.exists() for path in paths):
+                    _train_run(train, spec, network, schedule, keys, paths, runtime, _announce(on_epoch, run))
         for path in paths:
             tensors, facts = read_member(path)
             weights.append(tensors)

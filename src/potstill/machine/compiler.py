@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..errors import UsageError
 from ..files import default_cache
 from .compiled_code import mend
 
@@ -35,8 +36,8 @@ def find_compiler() -> str | None:
 
 def keep_compiled_code() -> None:
     """In the cache folder, for the next run; before the compiler is imported, which then settles its own place."""
-    folder = default_cache() / "inductor"
-    with suppress(OSError):  # a cache that cannot be written: torch's own place, in the temporary folder
+    with suppress(OSError, UsageError):  # no cache that can be written: torch's own place, in the temporary folder
+        folder = default_cache() / "inductor"
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))

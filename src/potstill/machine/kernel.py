@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import RunError
-from ..files import default_cache, write_atomically
+from ..errors import RunError, UsageError
+from ..files import default_cache, sweep, write_atomically
 
 log = logging.getLogger("potstill")
 
@@ -39,7 +39,7 @@ def load(compiler: str) -> bool:
         try:
             _kernels = _declared(ctypes.CDLL(str(_built(compiler))))
             _group = _kernels.potstill_group()
-        except (OSError, RunError, subprocess.SubprocessError) as error:  # RunError: the cache cannot be written
+        except (OSError, RunError, UsageError, subprocess.SubprocessError) as error:  # or no cache to write to
             log.warning("the C++ kernels could not be built (%s): somewhat slower without", _first_complaint(error))
     return loaded()
 
@@ -154,6 +154,7 @@ def _built(compiler: str) -> Path:
     """The shared library in the cache, named by all that it depends on and by what it holds."""
     key = "\n".join([SOURCE.read_text(), compiler, *FLAGS, platform.machine(), _cpu_features()])
     folder, stem = default_cache() / "native", _digest(key.encode())
+    sweep(folder)
     for path in folder.glob(f"{stem}-*.so"):
         if path.name == f"{stem}-{_digest(path.read_bytes())}.so":
             return path

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ..errors import DataError
-from ..files import write_atomically
+from ..files import require_writable, sweep, write_atomically
 from ..tensors import map_tensors, pack
 
 REMEDY = "delete the file to make it again"
@@ -42,7 +42,9 @@ class FeatureStore:
         Processes that fill the same folder divide the work: one that another is making is left to it, and waited for
         only when nothing else is left to do.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if not all(self._path(name).exists() for name, _ in batches):  # a shared folder may be read only
+            require_writable(self.folder)
+            sweep(self.folder)
         done = 0
         left = [*batches]
         for wait in (False, True):
@@ -66,8 +68,11 @@ class FeatureStore:
 
     def _provide(self, name: str, make: Callable[[], Tensor], *, wait: bool) -> None:
         path = self._path(name)
+        if path.exists():
+            self.reused_seconds += self._open(name)[1]
+            return
         with FileLock(path.with_suffix(".lock"), timeout=-1 if wait else 0):
-            if path.exists():
+            if path.exists():  # made while this process waited
                 self.reused_seconds += self._open(name)[1]
                 return
             started = time.perf_counter()

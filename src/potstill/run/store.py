@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ..errors import DataError, Interrupted, PotstillError, RunError, UsageError, reason
-from ..files import SCHEMA_VERSION, write_atomically
+from ..files import SCHEMA_VERSION, sweep, write_atomically
 from ..sets.synthetic import SyntheticSet
 from ..tensors import pack, read_tensors
 
@@ -87,6 +87,7 @@ class RunStore:
         except OSError as error:
             raise RunError(f"{self.root}: cannot make the run folder ({error.strerror}); use --out") from error
         try:
+            sweep(self.root, *(folder for folder in self.root.rglob("*") if folder.is_dir()))
             yield
         finally:
             lock.release()
