@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -20,15 +21,16 @@ import torch
 from safetensors.torch import load_file
 
 import potstill
-from potstill.errors import DataError, Interrupted, RunError, UsageError
+from potstill.errors import DataError, Interrupted, PotstillError, RunError, UsageError
 from potstill.methods import METHODS
 from potstill.methods.dsdm import DSDM
 from potstill.recipe import Recipe, resolve
 from potstill.run import distil as stages
 from potstill.run import environment
 from potstill.run import score as scoring
-from potstill.run.distil import distill_run, pretrain_pool, read_run_recipe
+from potstill.run.distil import distill_run, read_run_recipe
 from potstill.run.environment import forget_peak_memory, peak_memory_mb
+from potstill.run.pretrain import pretrain_pool
 from potstill.run.progress import Reporter
 from potstill.run.score import evaluate_kept, evaluate_set
 from potstill.run.store import RunStore
@@ -82,7 +84,7 @@ def test_a_run_is_compiled_by_the_images_that_pass_its_networks(
     keys = {"dsdm": {"steps": 4, "real_batch": 16}}
     recipe = resolve({**SMALL, "method": {"name": method}, "methods": keys, "ipc": 2})
     distill_run(recipe, toy_dataset, store, QUIET)
-    assert asked == [passes] and len(toy_dataset.train) == 120
+    assert set(asked) == {passes} and len(toy_dataset.train) == 120
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, step: int, act: Any) -> None:
@@ -382,6 +384,91 @@ def test_a_second_signal_stops_at_once(
     with pytest.raises(Interrupted, match="interrupted twice: stopped at once, the last snapshot stays"):
         distill_run(small(), toy_dataset, store, QUIET)
     assert snapshot_step(store) == 2
+
+
+def test_a_step_that_does_not_end_after_a_signal_is_given_up_and_the_state_before_it_is_kept(
+    toy_dataset: LabelledDataset,
+    store: RunStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As while a bank of features is filled or a graph is compiled."""
+
+    def hang(*_: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        with suppress(Exception):  # what a step calls may take any error for one of its own
+            time.sleep(60)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("potstill.run.signals.SECONDS_TO_END", 0.05)
+        fail_at(patch, 4, hang)
+        with pytest.raises(Interrupted, match="interrupted after step 3; go on with"):
+            distill_run(small(saving__every=1000), toy_dataset, store, Reporter())
+    assert "interrupted: one moment" in capsys.readouterr().err
+    assert snapshot_step(store) == 3
+    distill_run(small(saving__every=1000), toy_dataset, store, QUIET, resume=True)
+    assert store.distilled.read_bytes() == uninterrupted(toy_dataset, tmp_path, small())
+
+
+@pytest.mark.usefixtures("step_of_thirty_seconds")
+def test_snapshots_go_by_minutes(
+    toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    write = RunStore.write_snapshot
+    monkeypatch.setattr(RunStore, "write_snapshot", lambda self, t: saved.append(int(t["step"])) or write(self, t))
+    distill_run(small(saving__every=None, saving__minutes=1), toy_dataset, store, QUIET)
+    assert saved == [2, 4, 6]
+
+
+def test_seconds_do_not_go_back_where_a_process_was_killed_between_snapshot_and_times(
+    toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_in_step_5(toy_dataset, store, monkeypatch)
+    lines = [json.loads(line) for line in store.metrics.read_text().splitlines()]
+    store.metrics.write_text("".join(json.dumps({**line, "seconds": 50.0 * line["step"]}) + "\n" for line in lines))
+    store.write_json("times.json", {"distill_seconds": 100.0})  # of step 2, the snapshot is of step 4
+    distill_run(small(), toy_dataset, store, QUIET, resume=True)
+    seconds = [json.loads(line)["seconds"] for line in store.metrics.read_text().splitlines()]
+    assert seconds == sorted(seconds) and 200 < seconds[4] < 300
+
+
+# --- what can be known before
+
+
+@pytest.mark.parametrize(
+    ("keys", "error"),
+    [
+        ({"runtime.device": "cup"}, "device='cup'"),
+        ({"runtime.precision": "fp8"}, "precision='fp8'"),
+        ({"ipc": 11}, "44 needed"),
+        ({"ipc": 1, "factor": [1, 1]}, "no covariance"),
+        ({"method": {"name": "herding"}, "ipc": 41}, "41 needed"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_folder_is_claimed_or_a_network_trained(
+    keys: dict[str, Any], error: str, toy_dataset: LabelledDataset, store: RunStore, tmp_path: Path
+) -> None:
+    layers = {k: v for k, v in SMALL.items() if k != "method" or "method" not in keys}
+    recipe = resolve(layers, {"pool.pretrained": True, "pool.epochs": 1}, keys)
+    with pytest.raises(PotstillError, match=error):
+        distill_run(recipe, toy_dataset, store, QUIET, cache=tmp_path / "cache")
+    assert not store.root.exists() and not (tmp_path / "cache").exists()
+
+
+def test_a_refused_overwrite_leaves_the_run_that_is_there(toy_dataset: LabelledDataset, store: RunStore) -> None:
+    made = distill_run(small(), toy_dataset, store, QUIET)
+    with pytest.raises(DataError, match="44 needed"):
+        distill_run(small(ipc=11), toy_dataset, store, QUIET, overwrite=True)
+    assert torch.equal(store.require_set().images, made.images)
+
+
+def test_a_cache_that_cannot_be_written_is_found_before_training(toy_dataset: LabelledDataset, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    recipe = small(pool__pretrained=True, pool__epochs=1)
+    with pytest.raises(RunError, match=r"file/pool: the cache cannot be written .* --cache-dir"):
+        pretrain_pool(recipe, toy_dataset, QUIET, cache=tmp_path / "file")
 
 
 # --- a budget

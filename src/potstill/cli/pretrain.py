@@ -18,7 +18,7 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from ..run.distil import pretrain_pool
+    from ..run.pretrain import pretrain_pool
 
     recipe = shared.recipe_of(options)
     data = shared.data_of(options, recipe)

@@ -59,14 +59,22 @@ class PoolConfig:
         """The schedule of one member.
 
         Raises:
-            UsageError: an unknown schedule or epochs below 1.
+            UsageError: an unknown schedule, epochs below 1, a snapshot outside them.
         """
         if self.schedule not in SCHEDULES:
             raise UsageError(f"pool.schedule={self.schedule!r}: use one of {', '.join(sorted(SCHEDULES))}")
         if self.epochs is not None and self.epochs < 1:
             raise UsageError(f"pool.epochs={self.epochs}: need at least 1")
         schedule = SCHEDULES[self.schedule]
-        return schedule if self.epochs is None else replace(schedule, epochs=self.epochs)
+        schedule = schedule if self.epochs is None else replace(schedule, epochs=self.epochs)
+        if any(not 1 <= epoch <= schedule.epochs for epoch in self.snapshots):
+            raise UsageError(f"pool.snapshots={list(self.snapshots)}: must lie in 1..{schedule.epochs} (pool epochs)")
+        return schedule
+
+    @property
+    def networks(self) -> int:
+        """Members times the epochs that are kept; untrained ones have none to keep."""
+        return self.members * (len({*self.snapshots, self.training().epochs}) if self.pretrained else 1)
 
 
 @dataclass(frozen=True)
@@ -106,12 +114,14 @@ class SavingConfig:
     """What a run leaves behind besides its set.
 
     Attributes:
-        every: steps between snapshots; the newest is kept.
+        minutes: between snapshots; the newest is kept. By time, for a state can be large and a step short.
+        every: also after every so many steps.
         keep: steps whose sets are kept for good.
         features: keep a bank's feature batches in the cache folder, for other IPC values, methods and resumed runs.
     """
 
-    every: int = 100
+    minutes: float = 5.0
+    every: int | None = None
     keep: tuple[int, ...] = ()
     features: bool = False
 
@@ -337,7 +347,9 @@ def _refuse_empty(given: Layer, key: str, kind: Any, prefix: str) -> None:
 def _check_ranges(recipe: Recipe) -> None:
     if recipe.ipc < 1:
         raise UsageError(f"ipc={recipe.ipc}: need at least 1 image per class")
-    if recipe.saving.every < 1:
+    if not recipe.saving.minutes > 0:
+        raise UsageError(f"saving.minutes={recipe.saving.minutes:g}: need a number of minutes above 0")
+    if recipe.saving.every is not None and recipe.saving.every < 1:
         raise UsageError(f"saving.every={recipe.saving.every}: need at least 1 step")
     if min(recipe.saving.keep, default=0) < 0:
         raise UsageError(f"saving.keep={min(recipe.saving.keep)}: steps are counted from 0")

@@ -1,6 +1,6 @@
-"""The stages that make a set: pretrain, distil. Here configuration ends: the core gets objects and plain arguments.
+"""The stage that makes a set. Here configuration ends: the core gets objects and plain arguments.
 
-Every stage is idempotent: what is done already, on disk, is not done again. The stage that evaluates is `scoring`.
+Like every stage it is idempotent: what is done already, on disk, is not done again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import yaml
 
 from ..errors import DataError, Interrupted, RunError, UsageError
 from ..files import default_cache
-from ..learning.pool import Pool, pretrain, untrained
+from ..learning.pool import Pool
 from ..machine.runtime import Runtime
 from ..methods import FeatureStore, Method, Problem, State
 from ..recipe import Recipe, resolve
@@ -24,42 +24,10 @@ from ..sets.export.pictures import save_preview
 from ..sets.synthetic import SyntheticSet
 from ..spec import LabelledDataset
 from .environment import environment, forget_peak_memory, peak_memory_mb
+from .pretrain import pretrain_pool
 from .progress import Reporter
-from .signals import interruptible, stop_requests
+from .signals import giving_up, stop_requests
 from .store import MetricsLog, RunStore
-
-
-def pretrain_pool(
-    recipe: Recipe,
-    data: LabelledDataset,
-    reporter: Reporter,
-    *,
-    cache: Path | None = None,
-    runtime: Runtime | None = None,
-) -> Pool:
-    """The recipe's pool, from the cache where it is there."""
-    config = recipe.pool
-    if not config.pretrained:
-        return untrained(data.spec, network=config.network, members=config.members, seed=config.seed)
-    schedule = config.training()
-    runtime = runtime or recipe.runtime.resolve(
-        passes=3 * len(data.train) * schedule.epochs * config.members, side=data.spec.shape[1]
-    )
-    runtime.start()
-    reporter.say(f"pool: {config.members} x {config.network}, {schedule.epochs} epochs; {runtime.describe()}")
-    with reporter.stage("pretrain", config.members * schedule.epochs) as stage, interruptible("the pool"):
-        return pretrain(
-            data.train,
-            data.spec,
-            cache=(cache or default_cache()) / "pool",
-            runtime=runtime,
-            network=config.network,
-            members=config.members,
-            schedule=schedule,
-            snapshots=config.snapshots,
-            seed=config.seed,
-            on_epoch=lambda member, epoch, loss: stage.advance(f"network {member + 1} epoch {epoch} loss {loss:.3f}"),
-        )
 
 
 def distill_run(
@@ -79,6 +47,9 @@ def distill_run(
         RunError: a loss that is not finite; the last good snapshot stays.
         Interrupted: SIGINT or SIGTERM; a snapshot was written.
     """
+    method = recipe.build_method()
+    if overwrite or not store.distilled.exists():
+        _check(recipe, method, data)
     with store.locked():
         _claim(store, recipe, resume, overwrite)
         with store.noting_failure():
@@ -88,12 +59,28 @@ def distill_run(
                     reporter.say(f"{store.root}: already finished")
                     return synthetic
                 store.reopen()
-            method = recipe.build_method()
             problem = _problem(recipe, method, data, reporter, cache)
             about = {"recipe_hash": recipe.hash(), "method_about": method.about()}
             store.write_json("env.json", {**environment(problem.runtime), **about})
             reporter.say(f"{recipe.method_name}: {problem.runtime.describe()}; recipe {recipe.hash()}")
             return _distill(recipe, method, problem, store, reporter)
+
+
+def _check(recipe: Recipe, method: Method[Any], data: LabelledDataset) -> None:
+    """Refuse what cannot work while nothing is claimed and nothing trained.
+
+    Raises:
+        UsageError, DataError: a device or precision that is not there, a class too small for the IPC, what the method
+            refuses.
+    """
+    runtime = recipe.runtime.resolve(passes=_network_passes(recipe, method, data), side=data.spec.shape[1])
+    networks = recipe.pool.networks if method.needs_pool else 0
+    problem = _bare_problem(recipe, data, runtime, Pool(recipe.pool.network, ({},) * networks, ("",) * networks))
+    if method.steps or not method.needs_pool:
+        method.init(problem)  # which looks at the pool's size alone
+    else:  # its `init` is all its work
+        for cls in problem.classes:
+            problem.sampler.require(cls, recipe.ipc)
 
 
 def _problem(
@@ -103,6 +90,14 @@ def _problem(
     runtime = recipe.runtime.resolve(passes=_network_passes(recipe, method, data), side=data.spec.shape[1])
     pool = pretrain_pool(recipe, data, reporter, cache=cache) if method.needs_pool else None
     runtime.start()
+    problem = _bare_problem(recipe, data, runtime, pool)
+    if not recipe.saving.features:
+        return problem
+    folder = (cache or default_cache()) / "features"
+    return replace(problem, features=FeatureStore(folder, on_batch=reporter.counter("features")))
+
+
+def _bare_problem(recipe: Recipe, data: LabelledDataset, runtime: Runtime, pool: Pool | None) -> Problem:
     return Problem(
         spec=data.spec,
         train=data.train,
@@ -113,9 +108,6 @@ def _problem(
         pool=pool,
         network=recipe.pool.network,
         init=recipe.init,
-        features=FeatureStore((cache or default_cache()) / "features", on_batch=reporter.counter("features"))
-        if recipe.saving.features
-        else None,
     )
 
 
@@ -123,44 +115,92 @@ def _distill(
     recipe: Recipe, method: Method[Any], problem: Problem, store: RunStore, reporter: Reporter
 ) -> SyntheticSet:
     forget_peak_memory()
-    # Taken back to the last snapshot's: the time of lost steps is no part of what the set cost.
-    before = store.read_json("times.json")
-    started = time.perf_counter() - float(before.get("distill_seconds", 0.0))
+    clock, before = Clock(), store.read_json("times.json")
     state = _first_state(method, problem, store)
-    # A run that goes on made or found its features before, and its time holds theirs.
-    shared = problem.features if state.step == 0 else None
-
-    def seconds() -> float:
-        """What the run took so far, features that it found ready included."""
-        return round(time.perf_counter() - started + (shared.reused_seconds if shared else 0), 3)
-
-    def save(state: State) -> None:
-        metrics.flush()
-        store.write_snapshot(state.to_tensors())
-        peak = max(peak_memory_mb(), int(before.get("peak_memory_mb", 0)))
-        store.write_json("times.json", _times(problem.pool, seconds(), peak))
-
+    # A killed process may have written the snapshot and not yet the times.
+    clock.add(max(float(before.get("distill_seconds", 0.0)), store.seconds_logged(state.step)))
+    if state.step == 0:  # a run that goes on made or found its features before, and its time holds theirs
+        clock.shared = problem.features
     with (
-        closing(MetricsLog(store.metrics, state.step)) as metrics,
+        closing(Recorder(recipe, method, problem, store, clock, state.step)) as recorder,
         reporter.stage("distill", method.steps, state.step) as stage,
-        stop_requests() as stopping,
+        stop_requests(reporter.say) as stopping,
     ):
-        while state.step < method.steps and seconds() < recipe.budget.seconds:
-            state, record = method.step(problem, state)
-            _check_finite({**record, "the sum of the images": float(state.images.sum())}, state.step, store)
-            metrics.append({"step": state.step, "seconds": seconds(), **record})
-            stage.advance(_terms(record))
-            if state.step in recipe.saving.keep:
-                store.write_set(store.kept(state.step), _result(recipe, method, problem, state))
-            if state.step == method.steps:
-                break
-            if state.step % recipe.saving.every == 0 or stopping():
-                save(state)
-            if stopping():
-                raise Interrupted(
-                    f"interrupted after step {state.step}; go on with: potstill distill --resume {store.root}"
-                )
-        save(state)
+        with giving_up():
+            while state.step < method.steps and clock.seconds < recipe.budget.seconds and not stopping():
+                state, metrics = method.step(problem, state)
+                recorder.note(state, metrics)
+                stage.advance(_terms(metrics))
+        recorder.save(state)
+        if stopping() and state.step < method.steps:
+            raise Interrupted(
+                f"interrupted after step {state.step}; go on with: potstill distill --resume {store.root}"
+            )
+    return _finish(recipe, method, problem, state, store, reporter)
+
+
+class Clock:
+    """Seconds that distilling took, over all resumes; the time of steps that were lost is no part of it."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        #: Whose features count with the time that making them took, also where they were found ready.
+        self.shared: FeatureStore | None = None
+
+    def add(self, seconds: float) -> None:
+        """What earlier processes took."""
+        self._started -= seconds
+
+    @property
+    def seconds(self) -> float:
+        return round(time.perf_counter() - self._started + (self.shared.reused_seconds if self.shared else 0), 3)
+
+
+class Recorder:
+    """What a run leaves behind on its way: a line of metrics per step, kept sets, snapshots with their times."""
+
+    def __init__(
+        self, recipe: Recipe, method: Method[Any], problem: Problem, store: RunStore, clock: Clock, steps_done: int
+    ):
+        self.recipe, self.method, self.problem, self.store, self.clock = recipe, method, problem, store, clock
+        self._log = MetricsLog(store.metrics, steps_done)
+        self._peak_before = int(store.read_json("times.json").get("peak_memory_mb", 0))
+        self._saved_at = time.perf_counter()
+
+    def close(self) -> None:
+        self._log.close()
+
+    def note(self, state: State, metrics: dict[str, float]) -> None:
+        """After each step.
+
+        Raises:
+            RunError: a loss or images that are not finite.
+        """
+        _check_finite({**metrics, "the sum of the images": float(state.images.sum())}, state.step, self.store)
+        self._log.append({"step": state.step, "seconds": self.clock.seconds, **metrics})
+        if state.step in self.recipe.saving.keep:
+            self.store.write_set(self.store.kept(state.step), _result(self.recipe, self.method, self.problem, state))
+        if self._is_due(state.step):
+            self.save(state)
+
+    def _is_due(self, step: int) -> bool:
+        saving = self.recipe.saving
+        by_steps = saving.every is not None and step % saving.every == 0
+        return step < self.method.steps and (by_steps or time.perf_counter() - self._saved_at >= 60 * saving.minutes)
+
+    def save(self, state: State) -> None:
+        """A snapshot, never ahead of the metrics, and then the times."""
+        self._log.flush()
+        self.store.write_snapshot(state.to_tensors())
+        peak = max(peak_memory_mb(), self._peak_before)
+        self.store.write_json("times.json", _times(self.problem.pool, self.clock.seconds, peak))
+        self._saved_at = time.perf_counter()
+
+
+def _finish(
+    recipe: Recipe, method: Method[Any], problem: Problem, state: State, store: RunStore, reporter: Reporter
+) -> SyntheticSet:
+    """The set of the last step, which is the last planned one or that where a budget ended."""
     synthetic = _result(recipe, method, problem, state)
     if state.step < method.steps:
         synthetic = _cut_short(synthetic, recipe, method, reporter)

@@ -4,24 +4,67 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..errors import Interrupted
 
+#: What a step may take to end after a signal; it is then given up, for nothing is lost but its own work.
+SECONDS_TO_END = 10
+
+
+class GivenUp(BaseException):
+    """A step did not end in time. Not an `Exception`: what a step calls must not take it for an error of its own."""
+
 
 @contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Collect SIGINT and SIGTERM; the block asks whether one came, and finishes its step first."""
+def stop_requests(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Collect SIGINT and SIGTERM; the block asks whether one came, and finishes its step first if that does not last.
+
+    Args:
+        say: told at once that the signal was heard.
+    Raises:
+        GivenUp: see `giving_up`.
+    """
     asked: list[int] = []
 
     def ask(number: int, _frame: Any) -> None:
         if asked:  # a second one does not wait
             raise Interrupted("interrupted twice: stopped at once, the last snapshot stays")
         asked.append(number)
+        say("interrupted: one moment, the step is finished or given up; once more to stop at once")
+        _alarm_in(SECONDS_TO_END)
 
-    with _handlers(ask):
-        yield lambda: bool(asked)
+    def give_up(_number: int, _frame: Any) -> None:
+        raise GivenUp
+
+    def stopping() -> bool:
+        if asked:
+            _alarm_in(0)
+        return bool(asked)
+
+    with _handlers(ask), _handlers(give_up, _ALARMS):
+        try:
+            yield stopping
+        finally:
+            _alarm_in(0)
+
+
+@contextmanager
+def giving_up() -> Iterator[None]:
+    """The block ends without an error where its step is given up after a signal."""
+    with suppress(GivenUp):
+        yield
+
+
+#: None on systems without alarms, where steps are waited for.
+_ALARMS = (signal.SIGALRM,) if hasattr(signal, "SIGALRM") else ()
+
+
+def _alarm_in(seconds: float) -> None:
+    """Call for the alarm; 0 calls it off."""
+    if _ALARMS:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 @contextmanager
@@ -40,9 +83,11 @@ def interruptible(kept: str) -> Iterator[None]:
 
 
 @contextmanager
-def _handlers(handler: Callable[[int, Any], None]) -> Iterator[None]:
+def _handlers(
+    handler: Callable[[int, Any], None], numbers: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
+) -> Iterator[None]:
     try:
-        old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+        old = {number: signal.signal(number, handler) for number in numbers}
     except ValueError:  # not the main thread: leave signals alone
         yield
         return

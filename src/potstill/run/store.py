@@ -140,6 +140,14 @@ class RunStore:
     def kept_scores(self, step: int) -> Path:
         return self.scores / "kept" / f"{step:06d}"
 
+    def seconds_logged(self, step: int) -> float:
+        """Of a step's line in the metrics; 0 where there is none."""
+        if step and self.metrics.exists():
+            for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()[step - 1 : step]:
+                with suppress(ValueError, KeyError, TypeError):
+                    return float(json.loads(line)["seconds"])
+        return 0.0
+
     def write_snapshot(self, tensors: dict[str, Tensor]) -> None:
         write_atomically(self.snapshot, pack(tensors))
 
