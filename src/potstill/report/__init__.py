@@ -8,7 +8,7 @@ from .curves import cost_figure, loss_curves
 from .page import render_report, write_report
 from .read import RunRecord, collect, read_run
 from .rows import Row, make_rows
-from .tables import rich_table, rows_to_json, terminal_table, to_csv, to_markdown
+from .tables import rich_table, rows_to_json, terminal_table, to_csv, to_latex, to_markdown
 
 __all__ = [
     "CostCurve",
@@ -28,6 +28,7 @@ __all__ = [
     "save_preview",
     "terminal_table",
     "to_csv",
+    "to_latex",
     "to_markdown",
     "write_report",
 ]

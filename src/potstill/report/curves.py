@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..escape import figure as figure_text
 from .cost import CostCurve
 
 #: Keys of a line of metrics that are no terms of the loss.
@@ -74,7 +75,7 @@ def cost_figure(curves: Sequence[CostCurve], labels: Sequence[str]) -> str:
                 [100 * point.mean for point in curve.points],
                 yerr=[100 * (point.std or 0.0) for point in curve.points],
                 color=COLOURS[1:][i % len(COLOURS[1:])],
-                label=label,
+                label=figure_text(label),
                 marker="o",
                 markersize=3,
                 elinewidth=0.8,
@@ -133,7 +134,9 @@ def _draw_terms(axes: Any, metrics: Sequence[Mapping[str, Any]], window: int) ->
     for term in _terms(metrics):
         steps, values = _series(metrics, term, positive=True)
         if steps:
-            _draw(axes, smooth(steps, values, window), COLOURS[drawn % len(COLOURS)], term, band=window > 1)
+            _draw(
+                axes, smooth(steps, values, window), COLOURS[drawn % len(COLOURS)], figure_text(term), band=window > 1
+            )
             drawn += 1
     axes.set_ylabel("loss terms, weighted (no unit)")
     axes.grid(True)

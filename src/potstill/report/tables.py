@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+from ..escape import csv_cell, latex, markdown, one_line
 from ..scores import percent_text
 from .read import RunRecord
 from .rows import Row, make_rows
@@ -133,9 +134,9 @@ def to_markdown(given: Sequence[RunRecord] | Sequence[Row]) -> str:
     lines = [
         [column.heading for column in table.columns],
         ["---:" if column.number else "---" for column in table.columns],
-        *([_escape_markdown(cell) for cell in cells] for cells in table.cells),
+        *([markdown(cell) for cell in cells] for cells in table.cells),
     ]
-    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", _escape_markdown(table.caption)])
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", markdown(table.caption)])
 
 
 def rows_to_json(given: Sequence[RunRecord] | Sequence[Row]) -> list[dict[str, Any]]:
@@ -150,8 +151,31 @@ def to_csv(given: Sequence[RunRecord] | Sequence[Row]) -> str:
     writer = csv.DictWriter(buffer, list(records[0]) if records else [], lineterminator="\n")
     writer.writeheader()
     for record in records:
-        writer.writerow({k: " ".join(map(str, v)) if isinstance(v, (list, tuple)) else v for k, v in record.items()})
+        writer.writerow({key: _csv_value(value) for key, value in record.items()})
     return buffer.getvalue().rstrip("\n")
+
+
+def _csv_value(value: Any) -> Any:
+    text = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+    return csv_cell(text) if isinstance(text, str) else text
+
+
+def to_latex(given: Sequence[RunRecord] | Sequence[Row]) -> str:
+    """A `table` with a `tabular` and its caption, without packages; without a newline at the end."""
+    table = shown_table(given)
+    places = "".join("r" if column.number else "l" for column in table.columns)
+    head = " & ".join(latex(column.heading) for column in table.columns)
+    lines = [" & ".join(map(_latex_cell, cells)) for cells in table.cells]
+    body = [f"{line} \\\\" for line in (head, "\\hline", *lines)]
+    body[1] = "\\hline"
+    caption = f"\\caption{{{_latex_cell(table.caption)}}}"
+    return "\n".join(
+        ["\\begin{table}", caption, f"\\begin{{tabular}}{{{places}}}", *body, "\\end{tabular}", "\\end{table}"]
+    )
+
+
+def _latex_cell(text: str) -> str:
+    return latex(text).replace(" +- ", " $\\pm$ ").replace(" x ", " $\\times$ ").replace(MISSING, "--")
 
 
 def rich_table(given: Sequence[RunRecord] | Sequence[Row], *, width: int | None = None) -> Table:
@@ -168,7 +192,7 @@ def rich_table(given: Sequence[RunRecord] | Sequence[Row], *, width: int | None 
     left_out = ", ".join(column.heading for i, column in enumerate(shown.columns) if i not in fitting)
     caption = shown.caption + (f" Left out for want of width: {left_out}." if left_out else "")
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.caption, table.caption_justify = Text(caption), "left"
+    table.caption, table.caption_justify = Text(one_line(caption)), "left"
     for column, least in ((shown.columns[i], needed[i]) for i in fitting):
         table.add_column(
             column.heading,
@@ -178,7 +202,7 @@ def rich_table(given: Sequence[RunRecord] | Sequence[Row], *, width: int | None 
             overflow="fold",
         )
     for cells in shown.cells:
-        table.add_row(*(Text(cells[i]) for i in fitting))  # as text: a data set's name is not markup
+        table.add_row(*(Text(one_line(cells[i])) for i in fitting))  # as text: a data set's name is not markup
     return table
 
 
@@ -201,8 +225,3 @@ def terminal_table(given: Sequence[RunRecord] | Sequence[Row], console: Console 
 def _as_rows(given: Sequence[RunRecord] | Sequence[Row]) -> list[Row]:
     rows = [item for item in given if isinstance(item, Row)]
     return rows or make_rows([item for item in given if isinstance(item, RunRecord)])
-
-
-def _escape_markdown(text: str) -> str:
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace("\\", "\\\\").replace("|", "\\|")
-    return " ".join(text.split())

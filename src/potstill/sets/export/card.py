@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from ...escape import markdown
 from ...scores import Score, Scores, percent_text
 from ..synthetic import SyntheticSet
 
@@ -26,7 +27,7 @@ def dataset_card(synthetic: SyntheticSet, facts: Mapping[str, Any], clipped: flo
     """
     head = yaml.safe_dump(_front_matter(synthetic), sort_keys=False, allow_unicode=True)
     sections = [
-        f"# {_title(synthetic)}",
+        f"# {markdown(_title(synthetic))}",
         _summary(synthetic),
         _table(("", ""), _properties(synthetic)),
         "## Pixel values\n\n" + _pixel_values(synthetic, clipped),
@@ -63,8 +64,8 @@ def _licence(licence: str) -> dict[str, str]:
 
 def _summary(synthetic: SyntheticSet) -> str:
     return (
-        f"A small training set that stands for the training split of {synthetic.spec.name}: networks are trained on "
-        "it from scratch, and scored on the test split of the original data. Made with potstill.\n\n"
+        f"A small training set that stands for the training split of {markdown(synthetic.spec.name)}: networks are "
+        "trained on it from scratch, and scored on the test split of the original data. Made with potstill.\n\n"
         f"- `data/train-*.parquet`: the {len(synthetic)} samples that networks train on, as 8-bit PNG pictures\n"
         "- `distilled.safetensors`: the exact set in 32-bit floats, as it is stored before partition and expansion"
     )
@@ -176,4 +177,4 @@ def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return re.sub(r"\s+", " ", text).replace("|", "\\|")
+    return markdown(str(text))
