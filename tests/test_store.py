@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock
 
 from potstill.errors import DataError, PotstillError, RunError, UsageError
+from potstill.files import ASIDE
 from potstill.run.store import MetricsLog, RunStore
 from potstill.sets.synthetic import SyntheticSet
 from potstill.spec import LabelledDataset
@@ -205,8 +206,62 @@ def test_a_half_written_last_line_is_dropped(half: str, tmp_path: Path) -> None:
 def test_a_line_torn_inside_a_character_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 3}\n{"note": "\xc3')
-    MetricsLog(path, 4).close()
+    MetricsLog(path, 3).close()
     assert lines(path) == [3]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", '{"step": 1}\n{"st\n{"step": 3}\n', '{"step": 1}\n{"step": 3}\n', '{"step": 1}\n{"step": 2}\n', "[1]\n" * 3],
+    ids=["empty", "damaged line", "lost line", "cut", "foreign"],
+)
+def test_lines_that_were_lost_are_said_and_not_passed_over(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"metrics.jsonl: damaged after \d lines.*restore it, or delete it to go on"):
+        MetricsLog(path, 3)
+    assert path.read_text() == content
+
+
+def test_deleted_metrics_are_said_and_the_run_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for done in (3, 4):  # and again after the next snapshot
+        log = MetricsLog(tmp_path / "metrics.jsonl", done)
+        log.append({"step": done + 1, "seconds": 2.5})
+        log.close()
+    assert lines(tmp_path / "metrics.jsonl") == [4, 5]
+    assert len(caplog.messages) == 1 and "is gone; it goes on after step 3" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"7", b"null", b"\xff\xfe", b"[" * 100_000, b'{"a": 1'])
+def test_json_that_is_damaged_or_foreign_is_one_line(content: bytes, store: RunStore) -> None:
+    store.root.mkdir()
+    (store.root / "times.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"times\.json: damaged JSON .*restore it from a copy, or delete it"):
+        store.read_json("times.json")
+
+
+@pytest.mark.parametrize("value", ['"long"', "null", "[]", "-1", "NaN", "Infinity", "true"])
+def test_a_number_that_cannot_be_is_one_line(value: str, store: RunStore) -> None:
+    assert store.read_number("times.json", "seconds") == 0
+    store.root.mkdir()
+    (store.root / "times.json").write_text(f'{{"seconds": {value}}}')
+    with pytest.raises(DataError, match=r"times\.json: seconds is .*expected a number from 0 on"):
+        store.read_number("times.json", "seconds")
+
+
+def test_a_folder_in_place_of_json_is_one_line(store: RunStore) -> None:
+    (store.root / "times.json").mkdir(parents=True)
+    with pytest.raises(DataError, match="damaged JSON"):
+        store.read_json("times.json")
+
+
+def test_taking_up_a_run_sweeps_what_killed_writes_left_in_its_folders(store: RunStore) -> None:
+    left = [store.root / "state" / f".snapshot.safetensors.x{ASIDE}", store.root / f".env.json.y{ASIDE}"]
+    left[0].parent.mkdir(parents=True)
+    for path in left:
+        path.touch()
+    with store.locked():
+        assert not any(path.exists() for path in left)
 
 
 def test_a_run_from_the_start_begins_with_empty_metrics(tmp_path: Path) -> None:

@@ -115,10 +115,10 @@ def _distill(
     recipe: Recipe, method: Method[Any], problem: Problem, store: RunStore, reporter: Reporter
 ) -> SyntheticSet:
     forget_peak_memory()
-    clock, before = Clock(), store.read_json("times.json")
+    clock = Clock()
     state = _first_state(method, problem, store)
     # A killed process may have written the snapshot and not yet the times.
-    clock.add(max(float(before.get("distill_seconds", 0.0)), store.seconds_logged(state.step)))
+    clock.add(max(store.read_number("times.json", "distill_seconds"), store.seconds_logged(state.step)))
     if state.step == 0:  # a run that goes on made or found its features before, and its time holds theirs
         clock.shared = problem.features
     with (
@@ -164,7 +164,7 @@ class Recorder:
     ):
         self.recipe, self.method, self.problem, self.store, self.clock = recipe, method, problem, store, clock
         self._log = MetricsLog(store.metrics, steps_done)
-        self._peak_before = int(store.read_json("times.json").get("peak_memory_mb", 0))
+        self._peak_before = int(store.read_number("times.json", "peak_memory_mb"))
         self._saved_at = time.perf_counter()
 
     def close(self) -> None:
@@ -237,7 +237,7 @@ def _cut_short(synthetic: SyntheticSet, recipe: Recipe, method: Method[Any], rep
 
 def _has_budget_left(synthetic: SyntheticSet, recipe: Recipe, store: RunStore) -> bool:
     """Whether a set that a budget cut short may go on: a larger one is given now, or none."""
-    spent = float(store.read_json("times.json").get("distill_seconds", 0.0))
+    spent = store.read_number("times.json", "distill_seconds")
     return "budget_minutes" in synthetic.provenance and spent < recipe.budget.seconds
 
 

@@ -14,6 +14,8 @@ Beside the runs of a comparison `full_data` holds scores/ (and failure.json) of 
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
 import traceback
 from collections.abc import Iterator
@@ -29,6 +31,10 @@ from ..files import SCHEMA_VERSION, sweep, write_atomically
 from ..sets.synthetic import SyntheticSet
 from ..tensors import pack, read_tensors
 
+log = logging.getLogger("potstill")
+
+#: What to do about a file of a run that is damaged and cannot be made again.
+_LOST = "restore it from a copy, or delete it"
 #: The folder beside run folders where networks trained on the whole training split have their scores.
 FULL_DATA = "full_data"
 
@@ -122,9 +128,23 @@ class RunStore:
         if not path.exists():
             return {}
         try:
-            return json.loads(path.read_text())
-        except ValueError as error:
-            raise DataError(f"{path}: damaged JSON ({error})") from error
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError, RecursionError) as error:
+            raise DataError(f"{path}: damaged JSON ({error}); {_LOST}") from error
+        if not isinstance(record, dict):
+            raise DataError(f"{path}: damaged JSON (a {type(record).__name__}, expected values by name); {_LOST}")
+        return record
+
+    def read_number(self, name: str, key: str) -> float:
+        """A number of a JSON file of the run, 0 where it is not there.
+
+        Raises:
+            DataError: damaged, or anything but a finite number that is not negative.
+        """
+        value = self.read_json(name).get(key, 0.0)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            raise DataError(f"{self.root / name}: {key} is {value!r}, expected a number from 0 on; {_LOST}")
+        return float(value)
 
     def write_set(self, path: Path, synthetic: SyntheticSet) -> None:
         write_atomically(path, synthetic.to_bytes())
@@ -223,15 +243,39 @@ class MetricsLog:
 
 
 def _cut_back(path: Path, steps_done: int) -> None:
-    kept = []
-    if path.exists() and steps_done:
+    """Leave the lines up to `steps_done`.
+
+    What follows them is of lost steps, or the half line of a killed process. They themselves were on the disk before
+    the snapshot: one that is damaged or missing was lost since.
+
+    Raises:
+        DataError: lines between the first and that of `steps_done` are damaged or missing.
+    """
+    records = _leading_records(path, steps_done) if steps_done else []
+    if steps_done and not path.exists():
+        log.warning("%s: is gone; it goes on after step %d", path, steps_done)
+    elif steps_done and (
+        not records or [r["step"] for r in records] != [*range(steps_done - len(records) + 1, steps_done + 1)]
+    ):
+        raise DataError(
+            f"{path}: damaged after {len(records)} lines, steps up to {steps_done} are missing or out of order; "
+            "restore it, or delete it to go on without the metrics of the steps before"
+        )
+    write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def _leading_records(path: Path, steps_done: int) -> list[dict[str, Any]]:
+    """The records at the start of the file, until one is damaged or of a later step."""
+    records: list[dict[str, Any]] = []
+    if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                if json.loads(line)["step"] <= steps_done:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):
-                break  # the half line of a killed process
-    write_atomically(path, "".join(kept))
+            with suppress(ValueError, RecursionError):
+                record = json.loads(line)
+                if isinstance(record, dict) and type(record.get("step")) is int and record["step"] <= steps_done:
+                    records.append(record)
+                    continue
+            break
+    return records
 
 
 def dump_json(record: Any) -> str:
