@@ -1,4 +1,4 @@
-"""Descent on pixels against torch.optim, and its refusals."""
+"""Update rules of stored numbers and of weights against torch.optim, and their refusals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from potstill.errors import UsageError
-from potstill.learning.optim import Descent
+from potstill.learning.optim import Descent, Rule
 
 STEPS = 5
 
@@ -88,8 +88,49 @@ def test_memory_has_as_many_buffers_as_needed(optimizer: str, momentum: float, b
     assert memory.dtype == torch.float64
 
 
-def test_unknown_choices_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"method.optimizer='rmsprop': use one of sgd, adam"):
+def test_unknown_choices_are_refused_by_the_name_of_their_key() -> None:
+    with pytest.raises(UsageError, match=r"^optimizer='rmsprop': use one of sgd, adam$"):
         Descent("rmsprop", 0.3, 0.0, "none", STEPS)
-    with pytest.raises(UsageError, match=r"method.decay='cosine': use one of none, linear"):
-        Descent("sgd", 0.3, 0.0, "cosine", STEPS)
+    with pytest.raises(UsageError, match=r"^method.decay='cosine': use one of none, linear$"):
+        Descent("sgd", 0.3, 0.0, "cosine", STEPS, section="method.")
+    with pytest.raises(UsageError, match=r"^optimizer='lion': use one of sgd, adam, adamw$"):
+        Rule("lion")
+
+
+RULES = {
+    "plain": (Rule(), torch.optim.SGD, {}),
+    "decayed": (Rule(weight_decay=0.1), torch.optim.SGD, {"weight_decay": 0.1}),
+    "momentum": (
+        Rule(momentum=0.9, weight_decay=0.1),
+        torch.optim.SGD,
+        {"momentum": 0.9, "weight_decay": 0.1},
+    ),
+    "nesterov": (
+        Rule(momentum=0.9, nesterov=True, weight_decay=0.1),
+        torch.optim.SGD,
+        {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+    ),
+    "adam": (
+        Rule("adam", betas=(0.5, 0.99), weight_decay=0.1),
+        torch.optim.Adam,
+        {"betas": (0.5, 0.99), "weight_decay": 0.1},
+    ),
+    "adamw": (Rule("adamw", weight_decay=0.1), torch.optim.AdamW, {"weight_decay": 0.1}),
+    "adamw without decay": (Rule("adamw"), torch.optim.AdamW, {"weight_decay": 0.0}),
+}
+
+
+@pytest.mark.parametrize(("rule", "optimiser", "keys"), RULES.values(), ids=RULES)
+def test_rule_on_a_mapping_of_weights_equals_torch_step_by_step(rule: Rule, optimiser, keys) -> None:
+    rates = [0.3, 0.3, 0.1, 0.05, 0.2]
+    path = torch_walk(lambda parameters: optimiser(parameters, lr=1, **keys), rates)
+    weights = {"first": start()[:1], "second": start()[1:]}
+    memory = rule.init(weights)
+    assert {name: value.shape for name, value in memory.items()} == dict.fromkeys(weights, (rule.buffers, 1, 3, 4))
+    for step, (rate, gradient, theirs) in enumerate(zip(rates, gradients(), path, strict=True)):
+        before = {name: value.clone() for name, value in memory.items()}
+        given = {"first": gradient[:1], "second": gradient[1:]}
+        moved, later = rule.updated(weights, given, memory, rate=rate, step=step)
+        assert all(torch.equal(before[name], value) for name, value in memory.items())
+        torch.testing.assert_close(torch.cat([moved["first"], moved["second"]]), theirs, rtol=1e-12, atol=1e-12)
+        weights, memory = moved, later

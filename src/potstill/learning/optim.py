@@ -1,27 +1,115 @@
-"""Gradient descent on pixels, as pure functions of tensors so that its memory can live in a State."""
+"""Gradient descent as pure functions of tensors, for stored samples and for the weights of networks alike.
+
+A `Rule` turns a gradient into a direction and the memory of the next step; a `Descent` walks stored numbers along it at
+a rate that may decay. Nothing is rewritten and nothing remembered elsewhere, so memory can live in a method's state.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from ..errors import UsageError
 
+RULES = ("sgd", "adam", "adamw")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An optimiser without its learning rate.
+
+    Attributes:
+        name: "sgd", "adam" or "adamw".
+        momentum, nesterov: of SGD (dampening 0, as everywhere in the field).
+        weight_decay: added to the gradient; by AdamW to the direction (decoupled).
+        betas: of Adam and AdamW; epsilon is 1e-8.
+    Raises:
+        UsageError: an unknown name; the known are listed.
+    """
+
+    name: str = "sgd"
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def __post_init__(self) -> None:
+        if self.name not in RULES:
+            raise UsageError(f"optimizer={self.name!r}: use one of {', '.join(RULES)}")
+
+    @property
+    def buffers(self) -> int:
+        """Numbers remembered for each number that is updated."""
+        return int(self.momentum > 0) if self.name == "sgd" else 2
+
+    @overload
+    def init(self, values: Tensor) -> Tensor: ...
+    @overload
+    def init(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+    def init(self, values: Tensor | Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
+        """The memory before the first step: zeros `(buffers, *shape)`, for each tensor of a mapping by its name."""
+        if isinstance(values, Tensor):
+            return values.new_zeros(self.buffers, *values.shape)
+        return {name: self.init(value) for name, value in values.items()}
+
+    def direction(self, values: Tensor, gradient: Tensor, memory: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """What to subtract, times the rate, from `values` at step `step` (from 0), and the memory after it."""
+        if self.weight_decay and self.name != "adamw":
+            gradient = gradient.add(values, alpha=self.weight_decay)
+        if self.name == "sgd":
+            return self._sgd(gradient, memory)
+        direction, memory = self._adam(gradient, memory, step)
+        if self.name == "adamw":
+            direction = direction.add(values, alpha=self.weight_decay)
+        return direction, memory
+
+    def updated(
+        self,
+        values: Mapping[str, Tensor],
+        gradient: Mapping[str, Tensor],
+        memory: Mapping[str, Tensor],
+        *,
+        rate: float,
+        step: int,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """A mapping of tensors and its memory after one step at `rate`."""
+        moved, later = {}, {}
+        for name, value in values.items():
+            direction, later[name] = self.direction(value, gradient[name], memory[name], step)
+            moved[name] = value.add(direction, alpha=-rate)
+        return moved, later
+
+    def _sgd(self, gradient: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        if self.momentum == 0:
+            return gradient, memory
+        memory = self.momentum * memory + gradient
+        return gradient.add(memory[0], alpha=self.momentum) if self.nesterov else memory[0], memory
+
+    def _adam(self, gradient: Tensor, memory: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        beta1, beta2 = self.betas
+        first = beta1 * memory[0] + (1 - beta1) * gradient
+        second = beta2 * memory[1] + (1 - beta2) * gradient.square()
+        unbiased_first, unbiased_second = first / (1 - beta1 ** (step + 1)), second / (1 - beta2 ** (step + 1))
+        return unbiased_first / (unbiased_second.sqrt() + 1e-8), torch.stack([first, second])
+
 
 @dataclass(frozen=True)
 class Descent:
-    """How stored images follow their gradient.
+    """How stored numbers follow their gradient.
 
     Attributes:
         optimizer: "sgd" or "adam" (betas .9 and .999).
         rate: learning rate at the first step.
         momentum: of SGD.
         decay: "none", or "linear" to zero after `steps`.
+        section: what a message puts before the name of a wrong key, such as "method.".
     Raises:
-        UsageError: an unknown choice or a number out of range, by the name of the method's key.
+        UsageError: an unknown choice or a number out of range, by the name of its key.
     """
 
     optimizer: str
@@ -29,6 +117,7 @@ class Descent:
     momentum: float
     decay: str
     steps: int
+    section: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -36,16 +125,19 @@ class Descent:
             ("decay", self.decay, ("none", "linear")),
         ):
             if value not in known:
-                raise UsageError(f"method.{name}={value!r}: use one of {', '.join(known)}")
+                raise UsageError(f"{self.section}{name}={value!r}: use one of {', '.join(known)}")
         if not 0 <= self.rate < math.inf:
-            raise UsageError(f"method.learning_rate={self.rate:g}: need a finite number of at least 0")
+            raise UsageError(f"{self.section}learning_rate={self.rate:g}: need a finite number of at least 0")
         if not 0 <= self.momentum < 1:
-            raise UsageError(f"method.momentum={self.momentum:g}: need a number from 0 to below 1")
+            raise UsageError(f"{self.section}momentum={self.momentum:g}: need a number from 0 to below 1")
+
+    @property
+    def rule(self) -> Rule:
+        return Rule(self.optimizer, self.momentum)
 
     def init(self, images: Tensor) -> Tensor:
-        """The optimiser's memory: one buffer shaped like `images` for SGD with momentum, two for Adam, else none."""
-        count = 2 if self.optimizer == "adam" else int(self.momentum > 0)
-        return images.new_zeros(count, *images.shape)
+        """The optimiser's memory, see `Rule.init`."""
+        return self.rule.init(images)
 
     def rate_at(self, step: int) -> float:
         """Learning rate of step `step`, counted from 0."""
@@ -53,16 +145,5 @@ class Descent:
 
     def __call__(self, images: Tensor, gradient: Tensor, memory: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Images and memory after one update."""
-        if self.optimizer == "adam":
-            return self._adam(images, gradient, memory, step)
-        if self.momentum > 0:
-            memory = self.momentum * memory + gradient
-            gradient = memory[0]
-        return images - self.rate_at(step) * gradient, memory
-
-    def _adam(self, images: Tensor, gradient: Tensor, memory: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        first = 0.9 * memory[0] + 0.1 * gradient
-        second = 0.999 * memory[1] + 0.001 * gradient.square()
-        unbiased_first, unbiased_second = first / (1 - 0.9 ** (step + 1)), second / (1 - 0.999 ** (step + 1))
-        update = unbiased_first / (unbiased_second.sqrt() + 1e-8)
-        return images - self.rate_at(step) * update, torch.stack([first, second])
+        direction, memory = self.rule.direction(images, gradient, memory, step)
+        return images - self.rate_at(step) * direction, memory

@@ -44,7 +44,7 @@ class DMConfig:
             if (value := getattr(self, name)) < low:
                 raise UsageError(f"method.{name}={value}: need at least {low}")
         Strategy.parse(self.augment)
-        Descent("sgd", self.learning_rate, self.momentum, "none", self.steps)
+        Descent("sgd", self.learning_rate, self.momentum, "none", self.steps, section="method.")
 
 
 @dataclass(frozen=True)

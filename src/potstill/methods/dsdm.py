@@ -32,7 +32,7 @@ class DSDMConfig:
     Attributes:
         steps: iterations T.
         learning_rate: rate of the one joint image step, at IPC 10 where `scale_rate` multiplies it by IPC / 10.
-        optimizer, momentum, decay: see `descent.Descent`.
+        optimizer, momentum, decay: see `optim.Descent`.
         prototype_weight, covariance_weight, history_weight: 1, lambda_1 and lambda_2 of Eq. (9); 0 drops a term.
         calibration_weight: weight of the classifier's cross-entropy; 0 is the paper.
         covariance_ddof: covariance divisor is the sample count less this: 0 paper, 1 authors' code.
@@ -99,7 +99,7 @@ class DSDMConfig:
         if not self.bank_gigabytes > 0:
             raise UsageError(f"method.bank_gigabytes={self.bank_gigabytes:g}: need a number above 0")
         Strategy.parse(self.augment)
-        Descent(self.optimizer, self.learning_rate, self.momentum, self.decay, self.steps)
+        Descent(self.optimizer, self.learning_rate, self.momentum, self.decay, self.steps, section="method.")
 
 
 #: What the paper's text says, and what the authors' code does (its joint form), where either differs from the default.
