@@ -12,7 +12,9 @@ from torch import Tensor
 
 from potstill.errors import RunError, UsageError
 from potstill.learning.augment import Strategy, apply, draw
-from potstill.learning.fit import Schedule, _draw_cutmix, _Step, accuracy, fit
+from potstill.learning.fit import Schedule, accuracy, fit, rule_of
+from potstill.learning.inner import Batch, Learner
+from potstill.learning.view import draw_mix
 from potstill.machine.runtime import Runtime
 from potstill.networks.convnet import ConvNet
 from potstill.seeding import generator
@@ -158,8 +160,10 @@ def test_training_equals_a_plain_loop_to_its_last_epoch(keys, make, rate, toy_da
     network = fit(
         small_network(spec), train, spec, schedule, WHOLE, seed=3, on_epoch=lambda *told: reported.append(told)
     )
-    for ours, theirs in zip(network.parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    for (name, ours), theirs in zip(network.named_parameters(), expected.parameters(), strict=True):
+        # A bias before the norm changes nothing: its gradient is rounding alone, which Adam blows up to full steps.
+        if not name.endswith("conv.bias"):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
     assert [epoch for epoch, _ in reported] == [1, 2, 3, 4]
     assert [loss for _, loss in reported] == pytest.approx(losses, rel=1e-3)
     assert not network.training
@@ -185,8 +189,8 @@ def flat_images(side: int) -> tuple[DatasetSpec, Tensor, Tensor]:
 def mixed(side: int, cutmix: float, step: int) -> tuple[Tensor, Tensor, Tensor]:
     spec, images, labels = flat_images(side)
     network = ConvNet(spec.shape, 2, width=2, depth=1)
-    make = _Step(network, spec, replace(PLAIN, cutmix=cutmix), WHOLE)
-    return make._batch(images, labels, generator(0, "mix", step))
+    learner = Learner(network, spec, WHOLE, rule=rule_of(PLAIN), cutmix=cutmix)
+    return learner.seen(Batch(images, labels, 0.0, generator(0, "mix", step)))
 
 
 def test_label_shares_are_the_shares_of_the_pixels() -> None:
@@ -229,7 +233,7 @@ def test_no_cutmix_leaves_images_and_labels_alone() -> None:
 
 
 def test_cutmix_mixes_the_stated_share_of_batches() -> None:
-    count = sum(_draw_cutmix(0.5, 32, 32, 2, generator(0, step)).box.any().item() for step in range(600))
+    count = sum(draw_mix(0.5, 32, 32, 2, generator(0, step)).box.any().item() for step in range(600))
     assert abs(count - 300) < 50  # four deviations
 
 
@@ -239,18 +243,16 @@ def test_cut_area_is_uniform_before_the_border_clips_it() -> None:
     A box of side s, centred uniformly in 0..1, keeps s - s^2/4 of its side on average. With s = sqrt(U) the mean area
     is E[(s - s^2/4)^2] = E[U] - E[U^1.5]/2 + E[U^2]/16 = 1/2 - 1/5 + 1/48 = .321. (Uniform sides would give .221.)
     """
-    kept = [_draw_cutmix(1.0, 256, 256, 2, generator(0, step)).kept for step in range(3000)]
+    kept = [draw_mix(1.0, 256, 256, 2, generator(0, step)).kept for step in range(3000)]
     assert 1 - sum(kept) / 3000 == pytest.approx(0.321, abs=0.02)  # four deviations
 
 
 def test_mixed_loss_weighs_both_labels(toy_dataset: LabelledDataset) -> None:
     """The gradient is that of kept * CE(own label) + (1 - kept) * CE(partner's label)."""
     spec, network = toy_dataset.spec, small_network(toy_dataset.spec)
-    schedule = replace(PLAIN, batch=20, cutmix=1.0)
     train = toy_dataset.train.subset(torch.randperm(20, generator=generator(3, "order", 0)))
-    x, targets, shares = _Step(network, spec, schedule, WHOLE)._batch(
-        train.images, train.labels, generator(3, "batch", 0, 0)
-    )
+    learner = Learner(network, spec, WHOLE, rule=rule_of(PLAIN), cutmix=1.0)
+    x, targets, shares = learner.seen(Batch(train.images, train.labels, 0.0, generator(3, "batch", 0, 0)))
     kept = 20 * shares[0, 0]
     assert 0.05 < kept < 0.95
     logits = network(x)
@@ -269,6 +271,16 @@ def test_rate_falls_at_two_thirds_and_five_sixths() -> None:
     schedule = replace(PLAIN, epochs=1500, decay="steps", decay_at=(2 / 3, 5 / 6), decay_factor=0.2)
     rates = [schedule.rate(epoch, 0.5) for epoch in (0, 999, 1000, 1249, 1250, 1499)]
     assert rates == pytest.approx([0.01, 0.01, 0.002, 0.002, 0.0004, 0.0004])
+
+
+def test_decays_fall_on_whole_epochs_rounded_down() -> None:
+    """The published codes divide in whole numbers: 2 * 1000 // 3 = 666 and 5 * 1000 // 6 = 833."""
+    schedule = replace(PLAIN, epochs=1000, decay="steps", decay_at=(2 / 3, 5 / 6), decay_factor=0.2)
+    rates = [schedule.rate(epoch, 0.5) for epoch in (665, 666, 832, 833)]
+    assert rates == pytest.approx([0.01, 0.002, 0.002, 0.0004])
+    for epochs in range(3, 300):
+        first = next(e for e in range(epochs) if replace(schedule, epochs=epochs).rate(e, 0.5) < 0.009)
+        assert first == 2 * epochs // 3
 
 
 def test_one_cycle_rises_over_a_fifth_and_falls_to_zero() -> None:
