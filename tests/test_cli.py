@@ -179,7 +179,7 @@ def test_exit_1_for_a_folder_in_use(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["compare", "--methods", "random,dm9", "--dataset", "digits", "--out", "x"], "unknown method 'dm9'"),
         (["compare", "--budget-minutes", "-1", "--out", "x"], "budget.minutes=-1: need a number of minutes above 0"),
         (["list", "methods", "nope"], "unknown method 'nope': known are dm, dsdm"),
-        (["list", "networks", "nope"], "unknown network 'nope': known are convnet"),
+        (["list", "networks", "nope"], "unknown network 'nope': known are alexnet, convnet"),
         (["list", "datasets", "nope"], "unknown data set 'nope'"),
         (["list", "recipes", "nope"], "no recipe 'nope'"),
         (["list", "protocols", "nope"], "unknown protocol 'nope'"),

@@ -22,10 +22,10 @@ def test_parameters_are_those_counted_by_hand(toy_colour: LabelledDataset) -> No
 
 def test_stages_halve_the_map_and_the_embedding_is_its_mean(toy_colour: LabelledDataset) -> None:
     net = build_network("resnet10", toy_colour.spec, 0).eval()
-    maps = net.stages(torch.randn(2, 3, 16, 16))
-    assert [tuple(m.shape[1:]) for m in maps] == [(32, 16, 16), (64, 8, 8), (128, 4, 4), (256, 2, 2)]
+    maps = net.maps(torch.randn(2, 3, 16, 16))
+    assert [tuple(m.after.shape[1:]) for m in maps] == [(32, 16, 16), (64, 8, 8), (128, 4, 4), (256, 2, 2)]
     x = torch.randn(2, 3, 16, 16)
-    torch.testing.assert_close(net.embed(x), net.stages(x)[-1].mean(dim=(2, 3)))
+    torch.testing.assert_close(net.embed(x), net.maps(x)[-1].after.mean(dim=(2, 3)))
     assert net.embed(x).shape == (2, net.feature_width)
 
 

@@ -10,7 +10,7 @@ from ..data import DATASETS
 from ..data.records import KnownSet
 from ..evaluation import PROTOCOLS, Scheduled, find_protocol
 from ..methods import METHODS
-from ..networks import NETWORKS
+from ..networks import NETWORKS, arguments_of
 from ..recipe import read_recipe, recipe_names
 
 
@@ -62,7 +62,10 @@ def describe(kind: str, name: str) -> dict[str, Any]:
         known = DATASETS[name]
         lines = [_facts(known), f"classes: {', '.join(known.classes)}", f"mirror images keep the label: {known.mirror}"]
         return {"name": name, "classes": list(known.classes), "mirror": known.mirror, "text": "\n".join(lines)}
-    return {"name": name, "text": inspect.getdoc(NETWORKS[name]) or name}
+    arguments = arguments_of(name)
+    taken = [f"{key}={'by image size' if value is None else value}" for key, value in arguments.items()]
+    lines = [inspect.getdoc(NETWORKS[name]) or name, *([f"arguments: {name}:{','.join(taken)}"] if taken else [])]
+    return {"name": name, "arguments": arguments, "text": "\n".join(lines)}
 
 
 def _facts(known: KnownSet) -> str:

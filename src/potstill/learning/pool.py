@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import UsageError
 from ..files import require_writable, sweep, write_atomically
 from ..machine.runtime import Runtime
-from ..networks import Backbone, build_network
+from ..networks import Backbone, build_network, identity
 from ..seeding import derive, generator
 from ..spec import DatasetSpec, Split
 from ..tensors import pack, read_tensors
@@ -156,7 +156,7 @@ def read_member(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
 def _key(spec: DatasetSpec, network: str, schedule: Schedule, seed: int, epoch: int) -> MemberKey:
     # Rounded: the last digits of a measured mean may differ between machines.
     mean, std = (tuple(round(v, 6) for v in values) for values in (spec.mean, spec.std))
-    return MemberKey(spec.fingerprint, (mean, std), spec.mirror, network, schedule, seed, epoch)
+    return MemberKey(spec.fingerprint, (mean, std), spec.mirror, identity(network), schedule, seed, epoch)
 
 
 def _train_run(

@@ -1,16 +1,24 @@
-"""What a network owes the rest: features in stages, an embedding, and logits."""
+"""What a network owes the rest: maps of its blocks, an embedding, and logits."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from ..registry import Registry
 
-#: name -> function (shape (C, H, W), number of classes) -> Backbone, with PyTorch's default initialisation.
-NETWORKS: Registry[Callable[..., Backbone]] = Registry("network")
+#: name -> function (shape (C, H, W), number of classes, keyword arguments) -> network, with its own initialisation.
+NETWORKS: Registry[Callable[..., nn.Module]] = Registry("network")
+
+
+class Maps(NamedTuple):
+    """What one block makes of its input, `(B, C, H, W)` each; equal where the block has no pooling at its end."""
+
+    before: Tensor  # the block's activations, before its pooling
+    after: Tensor  # what the next block is given
 
 
 class Backbone(nn.Module, ABC):
@@ -27,8 +35,8 @@ class Backbone(nn.Module, ABC):
     classifier: nn.Linear
 
     @abstractmethod
-    def stages(self, x: Tensor) -> list[Tensor]:
-        """Feature maps after each block, from normalised images `(B, C, H, W)`."""
+    def maps(self, x: Tensor) -> list[Maps]:
+        """Maps of every block, from normalised images `(B, C, H, W)`; `embed` may have a faster way to the last."""
 
     @abstractmethod
     def embed(self, x: Tensor) -> Tensor:
@@ -37,3 +45,12 @@ class Backbone(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, K)`."""
         return self.classifier(self.embed(x))
+
+
+def chain(blocks: nn.ModuleList, x: Tensor) -> list[Maps]:
+    """Maps of blocks in a row, each of which ends without pooling."""
+    found = []
+    for block in blocks:
+        x = block(x)
+        found.append(Maps(x, x))
+    return found

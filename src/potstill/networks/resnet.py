@@ -1,4 +1,4 @@
-"""ResNet-10 for small images, as the condensation codes use it across architectures: four stages of one basic block."""
+"""Residual networks for small images, as the condensation codes use them across architectures: four stages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import NETWORKS, Backbone
+from .base import NETWORKS, Backbone, Maps, chain
 
 
 class BasicBlock(nn.Module):
@@ -31,41 +31,49 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(Backbone):
-    """A residual network with a 3x3 stem (He et al., 2016; the CIFAR stem), one block per stage, strides 1, 2, 2, 2.
+    """A residual network with a 3x3 stem (He et al., 2016; the CIFAR stem), four stages, strides 1, 2, 2, 2.
 
-    The embedding is the global average of the last map, `widths[-1]` wide. Batch norm couples the samples of a batch.
-    Convolutions start He-normal (fan out).
+    Its maps are those of the stages; the embedding is the global average of the last, 8 `width` wide. Batch norm
+    couples the samples of a batch. Convolutions start He-normal (fan out).
+
+    Args:
+        width: channels of the first stage; each further stage has twice as many.
+        depth: basic blocks of each stage.
     """
 
     couples_batch = True
 
-    def __init__(self, shape: tuple[int, int, int], num_classes: int, *, widths: tuple[int, ...] = (32, 64, 128, 256)):
+    def __init__(self, shape: tuple[int, int, int], num_classes: int, *, width: int = 32, depth: int = 1):
         super().__init__()
-        self.stem = nn.Conv2d(shape[0], widths[0], 3, padding=1, bias=False)
-        self.stem_norm = nn.BatchNorm2d(widths[0])
-        inputs = (widths[0], *widths[:-1])
-        self.blocks = nn.ModuleList(
-            BasicBlock(c_in, width, stride=1 if i == 0 else 2)
-            for i, (c_in, width) in enumerate(zip(inputs, widths, strict=True))
-        )
-        self.feature_width = widths[-1]
-        self.classifier = nn.Linear(self.feature_width, num_classes)
+        self.depth = depth
+        self.stem = nn.Conv2d(shape[0], width, 3, padding=1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(width)
+        self.blocks, channels = nn.ModuleList(), width
+        for stage in range(4):
+            for i in range(depth):
+                stride = 2 if stage > 0 and i == 0 else 1
+                self.blocks.append(BasicBlock(channels, width * 2**stage, stride))
+                channels = width * 2**stage
+        self.feature_width = channels
+        self.classifier = nn.Linear(channels, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def stages(self, x: Tensor) -> list[Tensor]:
-        x, maps = torch.relu(self.stem_norm(self.stem(x))), []
-        for block in self.blocks:
-            x = block(x)
-            maps.append(x)
-        return maps
+    def maps(self, x: Tensor) -> list[Maps]:
+        return chain(self.blocks, torch.relu(self.stem_norm(self.stem(x))))[self.depth - 1 :: self.depth]
 
     def embed(self, x: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(self.stages(x)[-1], 1).flatten(1)
+        return F.adaptive_avg_pool2d(self.maps(x)[-1].after, 1).flatten(1)
 
 
 @NETWORKS.register("resnet10")
-def resnet10(shape: tuple[int, int, int], num_classes: int) -> Backbone:
-    """ResNet-10: widths 32-64-128-256, batch norm (the paper's second architecture, from the authors' code)."""
-    return ResNet(shape, num_classes)
+def resnet10(shape: tuple[int, int, int], num_classes: int, *, width: int = 32) -> Backbone:
+    """ResNet-10: batch norm, widths 32 to 256 (the paper's, from the authors' code); they use width=64 off CIFAR."""
+    return ResNet(shape, num_classes, width=width)
+
+
+@NETWORKS.register("resnet18")
+def resnet18(shape: tuple[int, int, int], num_classes: int, *, width: int = 64) -> Backbone:
+    """ResNet-18 with a 3x3 stem: batch norm, two blocks a stage, widths 64 to 512."""
+    return ResNet(shape, num_classes, width=width, depth=2)

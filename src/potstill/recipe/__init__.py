@@ -23,7 +23,7 @@ from ..learning.fit import Schedule
 from ..learning.pool import SCHEDULES
 from ..machine.runtime import Runtime
 from ..methods import METHODS, Init, Method
-from ..networks import NETWORKS
+from ..networks import check_network
 from ..sets.synthetic import check_factor
 
 Layer = Mapping[str, Any]
@@ -364,7 +364,7 @@ def _check_ranges(recipe: Recipe) -> None:
     if at_once != "auto" and (not str(at_once).isdigit() or int(at_once) < 1):
         raise UsageError(f"evaluation.at_once={at_once!r}: use auto or at least 1 network")
     for network in (recipe.pool.network, recipe.evaluation.network):
-        _ = NETWORKS[network]
+        check_network(network)
     check_factor(recipe.factor)
     recipe.pool.training()
     find_protocol(recipe.evaluation.protocol, recipe.evaluation.epochs)

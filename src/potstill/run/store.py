@@ -17,9 +17,11 @@ import json
 import logging
 import math
 import os
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +30,7 @@ from torch import Tensor
 
 from ..errors import DataError, Interrupted, PotstillError, RunError, UsageError, reason
 from ..files import SCHEMA_VERSION, sweep, write_atomically
+from ..networks import identity
 from ..sets.synthetic import SyntheticSet
 from ..tensors import pack, read_tensors
 
@@ -212,7 +215,13 @@ class RunStore:
 
 
 def score_name(network: str, protocol: str, epochs: int, seed: int) -> str:
-    return f"{network}-{protocol}-{epochs}-{seed:016x}.json"
+    return f"{_file_name(identity(network))}-{protocol}-{epochs}-{seed:016x}.json"
+
+
+def _file_name(network: str) -> str:
+    """A network's name as part of a file's: that of a factory of one's own holds colons and slashes."""
+    plain = re.sub(r"[^\w.]+", "_", network)
+    return plain if plain == network else f"{plain}_{blake2b(network.encode(), digest_size=4).hexdigest()}"
 
 
 class MetricsLog:
