@@ -15,11 +15,23 @@ from torch import Tensor
 from potstill.errors import DataError, RunError, UsageError
 from potstill.files import default_cache
 from potstill.learning import pool as module
-from potstill.learning.fit import Schedule, accuracy, fit
-from potstill.learning.pool import FAST, PAPER, SCHEDULES, Pool, pretrain, read_member, untrained
+from potstill.learning.augment import Strategy
+from potstill.learning.fit import Schedule, accuracy, fit, rule_of
+from potstill.learning.inner import Batch, Learner
+from potstill.learning.pool import (
+    FAST,
+    PAPER,
+    SCHEDULES,
+    Pool,
+    member_keys,
+    pretrain,
+    read_member,
+    snapshot_epochs,
+    untrained,
+)
 from potstill.machine.runtime import Runtime
 from potstill.networks import Backbone, build_network
-from potstill.seeding import derive
+from potstill.seeding import derive, generator
 from potstill.spec import LabelledDataset
 
 QUICK = Schedule(epochs=2, batch=16, learning_rate=0.01, augment="color_crop", cutmix=0.5)
@@ -88,18 +100,51 @@ def test_snapshots_are_members_and_do_not_change_the_run(data: LabelledDataset, 
     assert len(set(pool.digests)) == 4
 
 
+def test_the_untrained_network_and_parts_of_epochs_are_members_and_change_nothing(
+    data: LabelledDataset, tmp_path: Path
+) -> None:
+    """24 images in batches of 16 are two steps an epoch: half an epoch is one step."""
+    pool = make(data, tmp_path, members=1, snapshots=(0, 0.5, 1.0))
+    assert len(pool) == 4 == len(set(pool.digests))
+    fresh = build_network("convnet", data.spec, derive(0, "pool", 0)).state_dict()
+    assert same(pool.members[0], {name: value.half().float() for name, value in fresh.items()})
+    plain = make(data, tmp_path / "plain", members=1, snapshots=(1,))
+    assert pool.digests[2:] == plain.digests, "1.0 is 1"
+    assert same(pool.members[2], plain.members[0]) and same(pool.members[3], plain.members[1])
+    network = build_network("convnet", data.spec, derive(0, "pool", 0))
+    first = torch.randperm(24, generator=generator(derive(0, "pool", 0), "order", 0))[:16]
+    rows, strategy = data.train.subset(first), Strategy(("color", "crop"))
+    learner = Learner(network, data.spec, Runtime(), rule=rule_of(QUICK), strategy=strategy, cutmix=0.5)
+    weights = network.state_dict()
+    batch = Batch(rows.images, rows.labels, QUICK.learning_rate, generator(derive(0, "pool", 0), "batch", 0, 0))
+    stepped = learner.step(weights, learner.init(weights), batch, 0).weights
+    assert same(pool.members[1], {name: value.half().float() for name, value in stepped.items()})
+
+
+def test_snapshots_that_fall_on_one_step_are_all_kept(data: LabelledDataset, tmp_path: Path) -> None:
+    pool = make(data, tmp_path, members=1, snapshots=(0, 0.01))
+    assert len(pool) == 3 and same(pool.members[0], pool.members[1])
+
+
+def test_addresses_of_whole_epochs_are_those_of_before(data: LabelledDataset) -> None:
+    """Computed at commit c75f3b2: a pool that is in someone's cache is found again."""
+    spec = replace(data.spec, mean=(0.5,), std=(0.25,))
+    keys = member_keys(spec, "convnet", QUICK, 7, snapshot_epochs(QUICK, (1.0,)))
+    assert [key.digest() for key in keys] == ["c4144cf52ed18f5c26b3f75a", "2df2e5b85005dea70635698c"]
+
+
 def test_taking_a_snapshot_leaves_the_network_in_training(
     data: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its accuracy is noted at each snapshot, in evaluation mode; a batch norm left there would learn no more."""
     modes = []
 
-    def watched_fit(network: Backbone, *given, on_epoch, **keys) -> Backbone:
-        def watched(epoch: int, loss: float) -> None:
-            on_epoch(epoch, loss)
+    def watched_fit(network: Backbone, *given, on_snapshot, **keys) -> Backbone:
+        def watched(epoch: float, loss: float) -> None:
+            on_snapshot(epoch, loss)
             modes.append(network.training)
 
-        return fit(network, *given, on_epoch=watched, **keys)
+        return fit(network, *given, on_snapshot=watched, **keys)
 
     monkeypatch.setattr(module, "fit", watched_fit)
     make(data, tmp_path, members=1, snapshots=(1,))
@@ -288,8 +333,9 @@ def test_untrained_pool_holds_fresh_networks(data: LabelledDataset) -> None:
     ("keys", "complaint"),
     [
         ({"members": 0}, "pool.members=0: need at least 1 network"),
-        ({"snapshots": (0,)}, r"pool.snapshots=\[0\]: must lie in 1..2"),
-        ({"snapshots": (1, 3)}, r"pool.snapshots=\[1, 3\]: must lie in 1..2"),
+        ({"snapshots": (-0.5,)}, r"pool.snapshots=\[-0.5\]: must lie in 0..2"),
+        ({"snapshots": (1, 3)}, r"pool.snapshots=\[1, 3\]: must lie in 0..2"),
+        ({"snapshots": (float("nan"),)}, r"pool.snapshots=\[nan\]: must lie in 0..2"),
     ],
 )
 def test_impossible_pools_are_refused(keys: dict, complaint: str, data: LabelledDataset, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def fit(
     seed: int,
     on_epoch: Callable[[int, float], None] | None = None,
     snapshots: Sequence[float] = (),
-    on_snapshot: Callable[[float, float], None] | None = None,
+    on_snapshot: Callable[[float, float], None] = lambda epoch, loss: None,
 ) -> Backbone:
     """Train `network` in place on `data` and return it after the LAST epoch.
 
@@ -104,13 +104,13 @@ def fit(
     weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
     memory = learner.init(weights)
     steps_per_epoch = math.ceil(len(data) / schedule.batch)
-    moments = {round(epoch * steps_per_epoch): epoch for epoch in snapshots}
+    moments = [(round(epoch * steps_per_epoch), epoch) for epoch in snapshots]
     done = 0
 
     def snapshot(loss: float) -> None:
-        if on_snapshot and done in moments:
+        for epoch in (epoch for step, epoch in moments if step == done):
             network.load_state_dict(weights)
-            on_snapshot(moments[done], loss)
+            on_snapshot(epoch, loss)
 
     snapshot(math.nan)
     for epoch in range(schedule.epochs):
@@ -120,7 +120,7 @@ def fit(
             weights, memory, loss = learner.step(weights, memory, Batch(x, y, rate, stream), done)
             total += loss * len(y)
             seen, done = seen + len(y), done + 1
-            if done in moments:
+            if any(step == done for step, _ in moments):
                 snapshot(_finite(float(total) / seen, epoch))
         mean = _finite(float(total) / len(data), epoch)
         if on_epoch:

@@ -52,7 +52,7 @@ class MemberKey:
     network: str
     schedule: Schedule
     seed: int
-    epoch: int
+    epoch: float  # an int where it is whole, as addresses are hashes of what is written
     version: int = MEMBER_VERSION
 
     def digest(self) -> str:
@@ -94,7 +94,7 @@ def pretrain(
     network: str = "convnet",
     members: int = 3,
     schedule: Schedule = FAST,
-    snapshots: tuple[int, ...] = (),
+    snapshots: Sequence[float] = (),
     seed: int = 0,
     on_epoch: Callable[[int, int, float], None] | None = None,
 ) -> Pool:
@@ -102,39 +102,82 @@ def pretrain(
 
     Args:
         members: number of training runs, each by its own seed.
-        snapshots: epochs whose weights become members too; the last epoch always is one. M = members x snapshots.
+        snapshots: epochs whose weights become members too, from 0 (untrained) and in parts (0.25); the last epoch is
+            one always. M = members x snapshots.
         on_epoch: called with (member, epochs done, mean loss).
     Raises:
         UsageError: members below 1, a snapshot outside the schedule.
     """
+    epochs = snapshot_epochs(schedule, snapshots)
     if members < 1:
         raise UsageError(f"pool.members={members}: need at least 1 network")
-    epochs = sorted({*snapshots, schedule.epochs})
-    if epochs[0] < 1 or epochs[-1] > schedule.epochs:
-        raise UsageError(f"pool.snapshots={list(snapshots)}: must lie in 1..{schedule.epochs} (pool epochs)")
-    weights: list[Mapping[str, Tensor]] = []
-    digests: list[str] = []
-    metadata: list[Mapping[str, str]] = []
+    runs = [member_keys(spec, network, schedule, derive(seed, "pool", run), epochs) for run in range(members)]
+    for run, keys in enumerate(runs):
+        train_member(train, spec, network, keys, cache, runtime, _announce(on_epoch, run))
+    return read_pool(network, runs, cache, threads=runtime.threads)
+
+
+def snapshot_epochs(schedule: Schedule, snapshots: Sequence[float]) -> list[float]:
+    """Moments of a training run whose weights are members, in order: `snapshots` and the last epoch.
+
+    Raises:
+        UsageError: a snapshot outside the schedule.
+    """
+    # Whole epochs are whole numbers: 1 and 1.0 are one member, and its address is that of 1.
+    moments = sorted({int(e) if float(e).is_integer() else e for e in (*snapshots, schedule.epochs)})
+    if not 0 <= moments[0] <= moments[-1] <= schedule.epochs:
+        raise UsageError(f"pool.snapshots={list(snapshots)}: must lie in 0..{schedule.epochs} (pool epochs and parts)")
+    return moments
+
+
+def member_keys(
+    spec: DatasetSpec, network: str, schedule: Schedule, seed: int, epochs: Sequence[float]
+) -> list[MemberKey]:
+    """Addresses of one training run's members."""
+    # Rounded: the last digits of a measured mean may differ between machines.
+    mean, std = (tuple(round(v, 6) for v in values) for values in (spec.mean, spec.std))
+    name = identity(network)
+    return [MemberKey(spec.fingerprint, (mean, std), spec.mirror, name, schedule, seed, epoch) for epoch in epochs]
+
+
+def train_member(
+    train: Split,
+    spec: DatasetSpec,
+    network: str,
+    keys: Sequence[MemberKey],
+    cache: Path,
+    runtime: Runtime,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> None:
+    """One task: see to it that `cache` holds the members of one training run; nothing is done where it does."""
+
+    def there() -> bool:
+        return all(_path(cache, key).exists() for key in keys)
+
+    if there():  # nothing is written: a shared cache may be read only
+        return
+    require_writable(cache)
+    sweep(cache)
+    # A second process wanting the same member waits and then finds it.
+    with FileLock(cache / f"{keys[-1].digest()}.lock"):
+        if not there():
+            _train_run(train, spec, network, keys, cache, runtime, on_epoch)
+
+
+def read_pool(network: str, runs: Sequence[Sequence[MemberKey]], cache: Path, *, threads: int = 1) -> Pool:
+    """The pool of members that `cache` holds, by the addresses of each training run.
+
+    Args:
+        threads: what a member is taken to have been trained with where it does not say.
+    """
+    read = [[read_member(_path(cache, key)) for key in keys] for keys in runs]
     seconds = core_seconds = 0.0
-    for run in range(members):
-        keys = [_key(spec, network, schedule, derive(seed, "pool", run), epoch) for epoch in epochs]
-        paths = [cache / f"{key.digest()}.safetensors" for key in keys]
-        if not all(path.exists() for path in paths):  # else nothing is written: a shared cache may be read only
-            require_writable(cache)
-            sweep(cache)
-            # A second process wanting the same member waits and then finds it.
-            with FileLock(cache / f"{keys[-1].digest()}.lock"):
-                if not all(path.exists() for path in paths):
-                    _train_run(train, spec, network, schedule, keys, paths, runtime, _announce(on_epoch, run))
-        for path in paths:
-            tensors, facts = read_member(path)
-            weights.append(tensors)
-            metadata.append(facts)
-        took = float(metadata[-1].get("seconds", 0))  # the last epoch's clock holds the whole run
-        seconds += took
-        core_seconds += took * int(metadata[-1].get("threads", runtime.threads))
-        digests += [key.digest() for key in keys]
-    return Pool(network, tuple(weights), tuple(digests), seconds, core_seconds, tuple(metadata))
+    for members in read:
+        facts = members[-1][1]  # the last epoch's clock holds the whole run
+        seconds += float(facts.get("seconds", 0))
+        core_seconds += float(facts.get("seconds", 0)) * int(facts.get("threads", threads))
+    weights, metadata = zip(*(member for members in read for member in members), strict=True)
+    return Pool(network, weights, tuple(key.digest() for keys in runs for key in keys), seconds, core_seconds, metadata)
 
 
 def untrained(spec: DatasetSpec, *, network: str = "convnet", members: int = 3, seed: int = 0) -> Pool:
@@ -153,42 +196,47 @@ def read_member(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
     return {name: value.float() for name, value in tensors.items()}, facts
 
 
-def _key(spec: DatasetSpec, network: str, schedule: Schedule, seed: int, epoch: int) -> MemberKey:
-    # Rounded: the last digits of a measured mean may differ between machines.
-    mean, std = (tuple(round(v, 6) for v in values) for values in (spec.mean, spec.std))
-    return MemberKey(spec.fingerprint, (mean, std), spec.mirror, identity(network), schedule, seed, epoch)
+def _path(cache: Path, key: MemberKey) -> Path:
+    return cache / f"{key.digest()}.safetensors"
 
 
 def _train_run(
     train: Split,
     spec: DatasetSpec,
     name: str,
-    schedule: Schedule,
-    keys: list[MemberKey],
-    paths: list[Path],
+    keys: Sequence[MemberKey],
+    cache: Path,
     runtime: Runtime,
     on_epoch: Callable[[int, float], None] | None,
 ) -> None:
     network: Backbone = build_network(name, spec, keys[-1].seed)
     started = time.perf_counter()
+    by_epoch = {key.epoch: key for key in keys}
 
-    def keep(epoch: int, loss: float) -> None:
-        if on_epoch:
-            on_epoch(epoch, loss)
-        for key, path in zip(keys, paths, strict=True):
-            if key.epoch == epoch:
-                facts = {
-                    "key": json.dumps(asdict(key), sort_keys=True),
-                    "seconds": f"{time.perf_counter() - started:.1f}",
-                    "loss": f"{loss:.6f}",
-                    "train_accuracy": f"{_sampled_accuracy(network, train, spec, runtime):.4f}",
-                    "runtime": runtime.describe(),
-                    "threads": str(runtime.threads),
-                }
-                halves = {n: v.detach().half().cpu() for n, v in network.state_dict().items()}
-                write_atomically(path, pack(halves, facts))
+    def keep(epoch: float, loss: float) -> None:
+        key = by_epoch[epoch]
+        facts = {
+            "key": json.dumps(asdict(key), sort_keys=True),
+            "seconds": f"{time.perf_counter() - started:.1f}",
+            "loss": f"{loss:.6f}",
+            "train_accuracy": f"{_sampled_accuracy(network, train, spec, runtime):.4f}",
+            "runtime": runtime.describe(),
+            "threads": str(runtime.threads),
+        }
+        halves = {n: v.detach().half().cpu() for n, v in network.state_dict().items()}
+        write_atomically(_path(cache, key), pack(halves, facts))
 
-    fit(network, train, spec, schedule, runtime, seed=keys[-1].seed, on_epoch=keep)
+    fit(
+        network,
+        train,
+        spec,
+        keys[-1].schedule,
+        runtime,
+        seed=keys[-1].seed,
+        on_epoch=on_epoch,
+        snapshots=list(by_epoch),
+        on_snapshot=keep,
+    )
 
 
 def _sampled_accuracy(network: Backbone, train: Split, spec: DatasetSpec, runtime: Runtime) -> float:

@@ -112,7 +112,7 @@ class ConvNet(Backbone):
         depth = default_depth(min(height, width_px)) if depth is None else depth
         _check_depth(depth, min(height, width_px))
         self.blocks = nn.ModuleList(Block(channels if i == 0 else width, width, norm, pool) for i in range(depth))
-        self.couples_batch = norm == "batch"
+        self.couples_batch = self.couples_batch or norm == "batch"
         self.feature_width = width * (height >> depth) * (width_px >> depth)
         self.classifier = nn.Linear(self.feature_width, num_classes)
 

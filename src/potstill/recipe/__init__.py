@@ -51,7 +51,7 @@ class PoolConfig:
     members: int = 3
     schedule: str = "fast"
     epochs: int | None = None
-    snapshots: tuple[int, ...] = ()
+    snapshots: tuple[int | float, ...] = ()
     pretrained: bool = True
     seed: int = 0
 
