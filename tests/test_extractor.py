@@ -211,3 +211,4 @@ def test_recomputing_keeps_no_maps_between_the_passes(toy_colour, monkeypatch) -
         return sum(seen)
 
     assert numbers_saved(5) < 0.1 * numbers_saved(100)
+    assert numbers_saved(59) == numbers_saved(5)  # eager code keeps five times as much a sample

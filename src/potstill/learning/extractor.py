@@ -24,6 +24,9 @@ from .augment import Draw
 #: Samples whose maps are kept for the backward pass, half a megabyte each at 32x32; beyond, a chunk's maps are
 #: computed again when its gradient is due: a third more work, and memory that no longer grows with the set.
 KEEP_MAPS_OF = 4096
+#: How many times larger the maps are that eager code keeps (2.2 MB a sample in fp32): one for each operation, where
+#: compiled code fuses them.
+EAGER_MAPS = 5
 
 
 class Extractor:
@@ -53,7 +56,8 @@ class Extractor:
 
     def embed_synthetic(self, pixels: Tensor, draw: Draw) -> Tensor:
         """Features `(B, D)` fp32 of decoded synthetic samples `(B, C, H, W)`, differentiable in `pixels`."""
-        return self._embed(pixels, draw, recompute=len(pixels) > KEEP_MAPS_OF)
+        kept = len(pixels) * (1 if self.runtime.compile else EAGER_MAPS)
+        return self._embed(pixels, draw, recompute=kept > KEEP_MAPS_OF)
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits `(..., num_classes)` of features `(..., D)` by the classifier of the network now loaded."""
