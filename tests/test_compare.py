@@ -42,12 +42,12 @@ def break_dsdm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_method_ipc_and_seed_gets_a_folder_and_scores(toy_dataset: LabelledDataset, tmp_path: Path) -> None:
     outcomes = compared(toy_dataset, tmp_path, ipcs=[1, 2], seeds=[0, 1])
-    cells = [(o.ipc, o.method, o.seed) for o in outcomes]
+    cells = [(o.ipc, o.cell, o.seed) for o in outcomes]
     assert cells == [(ipc, m, seed) for ipc in (1, 2) for m in ("random", "dsdm") for seed in (0, 1)]
     for outcome in outcomes:
         assert outcome.failure == "" and outcome.scores is not None and outcome.scores.n_nets == 2
         small = SyntheticSet.load(outcome.folder / "synthetic" / "distilled.safetensors")
-        assert small.ipc == outcome.ipc and small.provenance["method"] == outcome.method
+        assert small.ipc == outcome.ipc and small.provenance["method"] == outcome.cell
     assert len({o.folder for o in outcomes}) == 8
 
 
@@ -311,7 +311,8 @@ def test_the_command_takes_lists_of_ipcs_and_factors(tmp_path: Path) -> None:
     words = ["compare", "--dataset", "digits", "--methods", "random,random_mix", "--nets", "1", "--epochs", "1", "-q"]
     assert main([*words, "--ipc", "1,2", "--factors", "1,2x3", "--out", str(tmp_path)]) == 0
     mixes = {f"random_mix-ipc{ipc}-factor{factor}-seed0" for ipc in (1, 2) for factor in ("1", "2x3")}
-    assert {p.name for p in tmp_path.iterdir()} == mixes | {"random-ipc1-seed0", "random-ipc2-seed0"}
+    names = mixes | {"random-ipc1-seed0", "random-ipc2-seed0"}
+    assert {p.name for p in tmp_path.iterdir()} == names | {"study.yaml"}
 
 
 @pytest.mark.parametrize("words", [["--factors", "2x"], ["--factors", ","], ["--factors", "1x2x3"], ["--ipc", "ten"]])
@@ -339,4 +340,4 @@ def test_the_command_prints_one_table_and_the_reasons_of_failures(
     assert {"failed:", "nan;"} <= words
     assert len(re.findall(r"seed [01]:", printed)) == 2
     names = {f"{m}-seed{s}" for m in ("random-ipc1", "dsdm-ipc1-factor2") for s in (0, 1)}
-    assert {p.name for p in tmp_path.iterdir()} == names
+    assert {p.name for p in tmp_path.iterdir()} == names | {"study.yaml"}

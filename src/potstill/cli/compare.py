@@ -1,25 +1,29 @@
-"""`potstill compare`: several methods under one recipe, one table."""
+"""`potstill compare`: several methods under one recipe, or the cells of a study, one table."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..errors import RunError, UsageError
+from ..errors import DataError, RunError, UsageError, printable
 from ..files import SCHEMA_VERSION
 from . import options as shared
 
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+    from ..run.study import Study
+
 
 def add_parser(verbs: Any) -> None:
-    text = "distil and score several methods under one recipe; one table"
+    text = "distil and score several methods under one recipe, or the cells of a file (compare STUDY.yaml); one table"
     parser = shared.add_verb(verbs, "compare", run, text, takes_keys=True)
     shared.add_recipe(parser)
     parser.add_argument("--ipc", "--ipcs", dest="ipcs", type=shared.integers, metavar="N,N", help="images per class")
     shared.add_factor(parser)
     parser.add_argument(
-        "--methods", type=shared.names, default="random,random_mix,dsdm", metavar="A,B", help="methods to compare"
+        "--methods", type=shared.names, metavar="A,B", help="methods to compare (default: random,random_mix,dsdm)"
     )
     parser.add_argument(
         "--factors",
@@ -28,9 +32,7 @@ def add_parser(verbs: Any) -> None:
         metavar="F,F",
         help="several factors, as 1,2 or 2,3x1 (default: --factor)",
     )
-    parser.add_argument(
-        "--seeds", type=shared.count, default=1, metavar="N", help="sets per method: seeds SEED .. SEED+N-1"
-    )
+    parser.add_argument("--seeds", type=shared.count, metavar="N", help="sets per method: seeds SEED .. SEED+N-1")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for the runs; the same call goes on"
     )
@@ -66,22 +68,16 @@ def add_parser(verbs: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from ..recipe import resolve
     from ..report import collect, terminal_table
-    from ..run.compare import compare
+    from ..run.compare import run_study
     from .report import results_of
 
-    layers = shared.layers_of(options)
-    if options.factors and "factor" in layers[-2]:
-        raise UsageError("--factor and --factors: give one of them; --factors takes a list, as 1,2 or 2,3x1")
-    recipe = resolve(*layers, {"method.name": options.methods[0]})
-    outcomes = compare(
-        shared.data_of(options, recipe),
-        layers,
-        methods=options.methods,
-        ipcs=options.ipcs or [recipe.ipc],
-        factors=options.factors,
-        seeds=range(recipe.seed, recipe.seed + options.seeds),
+    def load(recipe: Recipe) -> Any:
+        return shared.data_of(options, recipe)
+
+    outcomes = run_study(
+        _study(options),
+        load,
         out=options.out,
         reporter=shared.reporter_of(options),
         cache=options.cache_dir,
@@ -90,11 +86,40 @@ def run(options: argparse.Namespace) -> None:
         curve=options.curve,
     )
     failures = {outcome.folder: outcome.failure for outcome in outcomes if outcome.failure}
-    # A run that another process or recipe holds is not ours to write a note into.
-    records = [replace(run, failure=failures.get(run.folder, run.failure)) for run in collect(options.out)]
+    try:
+        # A run that another process holds is not ours to write a note into.
+        records = [replace(run, failure=failures.get(run.folder, run.failure)) for run in collect(options.out)]
+    except DataError as error:
+        if not failures:
+            raise
+        raise RunError("; ".join(f"{folder.name}: {failure}" for folder, failure in failures.items())) from error
     if options.json:
         print(json.dumps({"schema_version": SCHEMA_VERSION, **results_of(records)}, indent=2))
     else:
         terminal_table(records)
+        for folder in failures.keys() - {run.folder for run in records}:  # refused, so it has no row
+            print(printable(f"{folder.name}: {failures[folder]}"))
     if failures:
         raise RunError(f"{len(failures)} of {len(outcomes)} runs failed, see the table; the same call tries them again")
+
+
+def _study(options: argparse.Namespace) -> Study:
+    from ..recipe import resolve
+    from ..run.study import read_study, study_of
+
+    # Not an argument of the parser, which would take the value of a key for it.
+    file = options.keys.pop(0) if options.keys and not options.keys[0].startswith("--") else None
+    layers = shared.layers_of(options)
+    short = layers[-2]
+    if file:
+        given = {"--methods": options.methods, "--ipc": options.ipcs, "--factors": options.factors}
+        given |= {"--seeds": options.seeds, "--config": options.config}
+        if named := [flag for flag, value in given.items() if value]:
+            raise UsageError(f"{named[0]} beside a study: its file says that; write it there, under vary or cells")
+        return read_study(Path(file), *layers)
+    if options.factors and "factor" in short:
+        raise UsageError("--factor and --factors: give one of them; --factors takes a list, as 1,2 or 2,3x1")
+    methods = options.methods or ["random", "random_mix", "dsdm"]
+    recipe = resolve(*layers, {"method.name": methods[0]})
+    seeds = range(recipe.seed, recipe.seed + (options.seeds or 1))
+    return study_of(layers, methods=methods, ipcs=options.ipcs or [recipe.ipc], factors=options.factors, seeds=seeds)

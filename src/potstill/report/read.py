@@ -35,6 +35,7 @@ class RunRecord:
         environment, times: `env.json` and `times.json`.
         metrics: lines of `metrics.jsonl`.
         distilled, initial: the set, and the set before the first step.
+        cell: `cell.json`, what a study says of the run.
         failure: why the last attempt failed, in one line; "" where it did not.
         kept_scores: of the sets that were kept on the way, by their steps.
         full_data: as it lies beside the run's folder.
@@ -49,6 +50,7 @@ class RunRecord:
     scores: tuple[Score, ...] = ()
     distilled: SyntheticSet | None = None
     initial: SyntheticSet | None = None
+    cell: dict[str, Any] = field(default_factory=dict)
     failure: str = ""
     kept_scores: dict[int, tuple[Score, ...]] = field(default_factory=dict)
     full_data: FullData = FullData()
@@ -60,6 +62,11 @@ class RunRecord:
     @property
     def method(self) -> str:
         return self.config["method"]["name"]
+
+    @property
+    def label(self) -> str:
+        """The name of the run's cell in a study; its method's where it has none."""
+        return str(self.cell.get("label") or self.method)
 
     @property
     def ipc(self) -> int:
@@ -159,6 +166,7 @@ def read_run(folder: str | Path) -> RunRecord:
         scores=_read_scores(store.scores),
         distilled=_load_optional(store.distilled),
         initial=_load_optional(store.initial),
+        cell=_read_optional(store.root / "cell.json"),
         failure=_read_failure(store),
         kept_scores={step: _read_scores(store.kept_scores(step)) for step in store.kept_sets()},
         full_data=_read_full_data(RunStore(store.root.parent / FULL_DATA)),

@@ -42,6 +42,8 @@ class Row:
         stopped: where a budget cut runs short, "" where none did.
         failure: why runs failed, "" where none did; both with the seed in front where the row is of several runs.
         runs: names of the folders.
+        label: the cell of a study, the method's name elsewhere; paper: what was published for it, in percent.
+        holdout: training images that were held out and scored on, in place of the test split; 0 for that.
     """
 
     method: str
@@ -72,6 +74,9 @@ class Row:
     stopped: str = ""
     failure: str = ""
     runs: tuple[str, ...] = ()
+    label: str = ""
+    paper: float | None = None
+    holdout: int = 0
 
     @property
     def n_sets(self) -> int:
@@ -105,7 +110,7 @@ def group_runs(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
         same = {k: v for k, v in record.config.items() if k not in ("seed", "evaluation", "saving", "budget")}
-        subject = [record.budget_minutes, record.dataset, record.fingerprint]
+        subject = [record.label, record.cell.get("holdout"), record.budget_minutes, record.dataset, record.fingerprint]
         key = json.dumps([same, *subject], sort_keys=True, default=str)
         groups.setdefault(key, []).append(record)
     return sorted(groups.values(), key=lambda group: (_subject(group[0]), _rank(group[0].method), group[0].name))
@@ -258,6 +263,9 @@ def _row_of_runs(runs: Sequence[RunRecord]) -> Row:
         budget_minutes=first.budget_minutes,
         recipe_hash=joined(r.recipe_hash for r in runs),
         runs=tuple(r.name for r in runs),
+        label=first.label,
+        paper=first.cell.get("paper"),
+        holdout=int(first.cell.get("holdout") or 0),
     )
 
 

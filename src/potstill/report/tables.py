@@ -87,8 +87,11 @@ def _note(row: Row) -> str:
 
 
 COLUMNS = (
+    Column("cell", lambda row: row.label if row.label != row.method else "", sparse=True),
     Column("method", lambda row: row.method),
     Column("accuracy, %", accuracy_text, number=True),
+    Column("paper, %", lambda row: "" if row.paper is None else f"{row.paper:g}", number=True, sparse=True),
+    Column("scored on", lambda row: f"{row.holdout:,} held-out training images" if row.holdout else "", sparse=True),
     Column("gain, points", lambda row: _percent(row.gain, "+"), number=True),
     Column("share of full data, %", lambda row: _percent(row.share), number=True, sparse=True),
     Column("std over sets", lambda row: _percent(row.std_sets), number=True, sparse=True),

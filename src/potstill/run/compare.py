@@ -1,4 +1,4 @@
-"""Several methods on one data set under one recipe and one evaluator, each in a run folder of its own."""
+"""Runs the cells of a study, each in a folder of its own and all by one evaluator; a comparison is such a study."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any, TypeVar
 
 from ..errors import Interrupted, reason
 from ..evaluation import Scores
-from ..methods import METHODS
-from ..recipe import Recipe, resolve
+from ..recipe import Recipe
 from ..sets.synthetic import Factor
 from ..spec import LabelledDataset
 from .distil import distill_run
 from .progress import Reporter
 from .score import evaluate_full_data, evaluate_kept, evaluate_set
 from .store import FULL_DATA, RunStore
+from .study import Cell, Study, claim, hold_out, study_of
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One method's run, or the full data's networks (no IPC): scores, or why there are none."""
+    """One cell's run, or the full data's networks (no IPC): scores, or why there are none."""
 
-    method: str
+    cell: str
     ipc: int | None
     seed: int
     folder: Path
@@ -40,63 +40,65 @@ def compare(
     methods: Sequence[str],
     ipcs: Sequence[int],
     seeds: Sequence[int],
+    factors: Sequence[Factor] = (),
+    **how: Any,
+) -> list[Outcome]:
+    """Several methods on one data set, as a study of every (IPC, method, factor, seed); see `run_study` for `how`.
+
+    Args:
+        layers: recipe layers; keys of one method go into a `methods` section.
+        factors: of the methods that have one; the recipe's where none are given.
+    """
+    study = study_of(layers, methods=methods, ipcs=ipcs, seeds=seeds, factors=factors)
+    return run_study(study, lambda _: data, **how)
+
+
+def run_study(
+    study: Study,
+    load: Callable[[Recipe], LabelledDataset],
+    *,
     out: Path,
     reporter: Reporter,
-    factors: Sequence[Factor] = (),
     cache: Path | None = None,
     overwrite: bool = False,
     full_data_epochs: int | None = None,
     curve: bool = False,
 ) -> list[Outcome]:
-    """Distil and score every (IPC, method, factor, seed); finished work is kept, a failure is an outcome, not the end.
+    """Distil and score every cell; finished work is kept, a failure is an outcome, not the end.
 
     Failures stay in the run folders until the run is taken up again, so that a later report tells them too.
 
     Args:
-        layers: recipe layers; keys of one method go into a `methods` section.
-        factors: of the methods that have one; the recipe's where none are given.
-        full_data_epochs: after the methods, train the evaluation networks on the whole training split for so long.
+        load: the data that a recipe names; called once for each data section.
+        full_data_epochs: after the cells, train the evaluation networks on the whole training split for so long.
         curve: after that, score the sets that iterative methods kept on the way, for accuracy against cost.
     Raises:
-        UsageError: a recipe that cannot be resolved for one of the methods (before any work is done).
+        UsageError: a folder that holds a run of another recipe (before any work is done).
         Interrupted: by a signal; the same call goes on.
     """
-    recipes = [
-        resolve(*layers, {"method.name": method, "ipc": ipc, **factor, "seed": seed})
-        for ipc in ipcs
-        for method in methods
-        for factor in _factors_of(method, factors)
-        for seed in seeds
-    ]
-    cells = [(recipe, RunStore(out / _name(recipe))) for recipe in recipes]
+    loaded: dict[Any, LabelledDataset] = {}
+    for cell in study.cells:
+        if cell.recipe.data not in loaded:
+            loaded[cell.recipe.data] = hold_out(load(cell.recipe), study.holdout)
+    claim(study, out, overwrite=overwrite)
     outcomes = []
-    for recipe, store in cells:
-        reporter.say(f"--- {store.root.name}")
-        told = _attempt(reporter, _distil_and_score, recipe, data, store, reporter, cache=cache, overwrite=overwrite)
-        outcomes.append(Outcome(recipe.method_name, recipe.ipc, recipe.seed, store.root, *told))
+    for cell in study.cells:
+        reporter.say(f"--- {cell.name}")
+        store, data = RunStore(out / cell.name), loaded[cell.recipe.data]
+        told = _attempt(reporter, _distil_and_score, cell, study.holdout, data, store, reporter, cache, overwrite)
+        outcomes.append(Outcome(cell.label, cell.recipe.ipc, cell.recipe.seed, store.root, *told))
     if full_data_epochs is not None:
-        recipe, store = cells[0][0], RunStore(out / FULL_DATA)
+        recipe, store = study.cells[0].recipe, RunStore(out / FULL_DATA)
+        data = loaded[recipe.data]
         told = _attempt(reporter, _score_full_data, recipe, data, store, reporter, epochs=full_data_epochs)
         outcomes.append(Outcome(FULL_DATA, None, recipe.evaluation.seed, store.root, *told))
     if curve:
-        for i, (recipe, store) in enumerate(cells):
-            if outcomes[i].scores and recipe.build_method().steps:
-                _, failure = _attempt(reporter, _score_kept, recipe, data, store, reporter)
+        for i, cell in enumerate(study.cells):
+            if outcomes[i].scores and cell.recipe.build_method().steps:
+                store, data = RunStore(out / cell.name), loaded[cell.recipe.data]
+                _, failure = _attempt(reporter, _score_kept, cell.recipe, data, store, reporter)
                 outcomes[i] = replace(outcomes[i], failure=failure)
     return outcomes
-
-
-def _factors_of(method: str, factors: Sequence[Factor]) -> list[dict[str, Any]]:
-    """Recipe layers, one for each of the factors; a method of whole images has the recipe's own, whatever it is."""
-    return [{"factor": factor} for factor in factors] if factors and METHODS[method].uses_factor else [{}]
-
-
-def _name(recipe: Recipe) -> str:
-    """The folder's name: `dm-ipc10-factor2-seed0`, `herding-ipc10-seed0`."""
-    rows, columns = recipe.factor
-    factor = f"-factor{rows}" + (f"x{columns}" if columns != rows else "")
-    whole = not METHODS[recipe.method_name].uses_factor
-    return f"{recipe.method_name}-ipc{recipe.ipc}{'' if whole else factor}-seed{recipe.seed}"
 
 
 def _attempt(reporter: Reporter, work: Callable[..., T], *given: Any, **keys: Any) -> tuple[T | None, str]:
@@ -111,17 +113,21 @@ def _attempt(reporter: Reporter, work: Callable[..., T], *given: Any, **keys: An
 
 
 def _distil_and_score(
-    recipe: Recipe,
+    cell: Cell,
+    holdout: int,
     data: LabelledDataset,
     store: RunStore,
     reporter: Reporter,
-    *,
     cache: Path | None,
     overwrite: bool,
 ) -> Scores:
-    synthetic = distill_run(recipe, data, store, reporter, cache=cache, resume=True, overwrite=overwrite)
+    try:
+        synthetic = distill_run(cell.recipe, data, store, reporter, cache=cache, resume=True, overwrite=overwrite)
+    finally:
+        if store.config.exists():  # a refused recipe claims no folder
+            store.write_json("cell.json", {"label": cell.label, "paper": cell.paper, "holdout": holdout})
     with store.noting_failure():
-        return evaluate_set(synthetic, data, recipe, store, reporter)
+        return evaluate_set(synthetic, data, cell.recipe, store, reporter)
 
 
 def _score_full_data(

@@ -6,6 +6,7 @@ state/snapshot.safetensors       where to go on from    state/kept/STEP.safetens
 synthetic/initial.safetensors    before the first step  synthetic/distilled.safetensors, preview.png
 scores/NETWORK-PROTOCOL-EPOCHS-SEED.json                report.html
 scores/kept/STEP/NETWORK-...     of the kept sets, and of the initial one as step 0
+cell.json                        its label in a study, the paper's value, images held out for scoring
 failure.json                     why the last attempt failed; gone when the run is taken up again
 
 Beside the runs of a comparison `full_data` holds scores/ (and failure.json) of the whole training split.
@@ -194,7 +195,7 @@ class RunStore:
         """Forget everything a former run left here, other people's files excepted."""
         for path in (self.distilled, self.snapshot, self.metrics, self.initial, self.preview):
             path.unlink(missing_ok=True)
-        single = ("report.html", "env.json", "times.json", "failure.json")
+        single = ("report.html", "cell.json", "env.json", "times.json", "failure.json")
         for pattern in ("scores/*.json", "scores/kept/*/*.json", "state/kept/*.safetensors", *single):
             for path in self.root.glob(pattern):
                 path.unlink()

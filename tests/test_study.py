@@ -1,0 +1,174 @@
+"""Studies: named cells read from a file or made from a comparison, and what tells them apart in their folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from potstill.cli import main
+from potstill.errors import UsageError
+from potstill.report import collect, make_rows
+from potstill.report.tables import to_markdown
+from potstill.run.compare import compare, run_study
+from potstill.run.progress import Reporter
+from potstill.run.study import STUDY, Study, hold_out, read_study, study_of
+from potstill.spec import LabelledDataset
+
+BASE: dict[str, Any] = {
+    "ipc": 1,
+    "pool": {"members": 1, "pretrained": False},
+    "runtime": {"device": "cpu", "precision": "fp32", "threads": 1, "compile": False},
+    "evaluation": {"nets": 1, "epochs": 1},
+}
+DSDM = {"name": "dsdm", "steps": 1, "real_batch": 8}
+QUIET = Reporter(quiet=True)
+
+
+def written(folder: Path, **sections: Any) -> Path:
+    path = folder / "plan.yaml"
+    path.write_text(yaml.safe_dump({"base": BASE, **sections}, sort_keys=False))
+    return path
+
+
+def read(folder: Path, **sections: Any) -> Study:
+    return read_study(written(folder, **sections))
+
+
+def test_a_cell_is_a_layer_over_the_base_and_its_name_is_its_folder(tmp_path: Path) -> None:
+    cells = {"random": {"method": "random"}, "no_covariance": {"method": {**DSDM, "covariance_weight": 0}, "paper": 60}}
+    plain, other = read(tmp_path, cells=cells).cells
+    assert (plain.name, plain.label, plain.recipe.method_name, plain.paper) == ("random", "random", "random", None)
+    assert (other.name, other.recipe.method.covariance_weight, other.paper) == ("no_covariance", 0, 60)
+    assert other.recipe.ipc == 1 and other.recipe.pool.members == 1
+
+
+def test_what_varies_stands_in_the_folders_name_and_what_has_no_column_in_the_label(tmp_path: Path) -> None:
+    vary = {"ipc": [1, 2], "factor": [[1, 1], [2, 3]], "method.learning_rate": [0.1], "seed": [0, 1]}
+    cells = read(tmp_path, vary=vary, cells={"mine": {"method": DSDM}}).cells
+    assert len(cells) == 8 and len({cell.recipe.hash() for cell in cells}) == 8
+    assert cells[-1].name == "mine-learning_rate0.1-ipc2-factor2x3-seed1"
+    assert {cell.label for cell in cells} == {"mine-learning_rate0.1"}
+
+
+def test_whole_images_are_there_once_whatever_factors_vary(tmp_path: Path) -> None:
+    cells = read(tmp_path, vary={"factor": [[1, 1], [2, 2]]}, cells={"random": {"method": "random"}}).cells
+    assert [cell.name for cell in cells] == ["random"]
+
+
+def test_a_comparison_is_a_study_that_its_own_file_gives_back(tmp_path: Path) -> None:
+    study = study_of([BASE], methods=["random", "dsdm"], ipcs=[1, 10], seeds=[0, 1], factors=[(1, 1), (2, 2)])
+    (tmp_path / STUDY).write_text(study.to_yaml())
+    assert read_study(tmp_path / STUDY) == study
+    assert study.cells[-1].name == "dsdm-ipc10-factor2-seed1" and study.cells[-1].label == "dsdm"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "a study is a mapping with cells"),
+        ("cells: {}", "a study is a mapping with cells"),
+        ("[", "not valid YAML"),
+        ("cells: {a: {method: random}}\ntrials: {}", "unknown section 'trials': known are base, vary"),
+        ("cells: {a: {method: random}}\nholdout: -1", "holdout=-1: need"),
+        ("cells: {a: {method: random}}\nvary: {seed: 3}", "vary.seed=3: need a list"),
+        ("cells: {a: {method: random, ipcs: 3}}", "cell 'a': unknown recipe key 'ipcs'"),
+        ("cells: {a: 3}", "cell 'a': expected keys and values, found 3"),
+        ("cells: {../a: {method: random}}", "that of its folder"),
+        ("cells: {a: {method: random, paper: best}}", "paper='best' of cell 'a'"),
+    ],
+)
+def test_a_study_that_is_none_is_refused_in_one_line(text: str, named: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"plan\.yaml: ") as refused:
+        read_study(tmp_path / "plan.yaml")
+    assert named in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_two_recipes_of_one_name_never_meet_in_one_folder(toy_dataset: LabelledDataset, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"methods": ["dsdm"], "ipcs": [1], "seeds": [0], "out": tmp_path, "reporter": QUIET}
+    keys = {"methods": {"dsdm": {"steps": 1, "real_batch": 8}}}
+    compare(toy_dataset, [BASE, keys], **given)
+    before = (tmp_path / STUDY).read_text()
+    with pytest.raises(UsageError, match=r"method\.momentum 0\.0, not 0\.9; give this one a name of its own"):
+        compare(toy_dataset, [BASE, keys, {"method.momentum": 0.9}], **given)
+    assert (tmp_path / STUDY).read_text() == before
+    (outcome,) = compare(toy_dataset, [BASE, keys, {"method.momentum": 0.9}], overwrite=True, **given)
+    assert outcome.failure == ""
+
+
+def test_rows_carry_the_cells_labels_and_the_papers_values_and_the_same_call_goes_on(
+    toy_dataset: LabelledDataset, tmp_path: Path
+) -> None:
+    cells = {"plain": {"method": "random"}, "again": {"method": "random", "seed": 1, "paper": 26.0}}
+    study = read(tmp_path, cells=cells)
+    first = run_study(study, lambda _: toy_dataset, out=tmp_path / "out", reporter=QUIET)
+    assert run_study(study, lambda _: toy_dataset, out=tmp_path / "out", reporter=QUIET) == first
+    rows = make_rows(collect(tmp_path / "out"))
+    assert {(row.label, row.method, row.paper) for row in rows} == {
+        ("plain", "random", None),
+        ("again", "random", 26.0),
+    }
+    heading = to_markdown(rows).splitlines()[0]
+    assert "| cell | method |" in heading and "paper, %" in heading and "scored on" not in heading
+
+
+def test_a_hold_out_is_scored_on_and_neither_pool_nor_method_sees_it(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from potstill.run import compare as module
+
+    seen: list[LabelledDataset] = []
+    plain = module.distill_run
+    monkeypatch.setattr(module, "distill_run", lambda r, data, *a, **k: seen.append(data) or plain(r, data, *a, **k))
+    study = read(tmp_path, cells={"a": {"method": "random"}}, holdout=30)
+    (outcome,) = run_study(study, lambda _: toy_dataset, out=tmp_path / "out", reporter=QUIET)
+    (data,) = seen
+    assert (len(data.train), len(data.test)) == (90, 30) and outcome.scores is not None
+    held = {image.numpy().tobytes() for image in data.test.images}
+    assert not held & {image.numpy().tobytes() for image in data.train.images}
+    assert not held & {image.numpy().tobytes() for image in toy_dataset.test.images}
+    (row,) = make_rows(collect(tmp_path / "out"))
+    assert row.holdout == 30 and "30 held-out training images" in to_markdown([row])
+    without = read(tmp_path, cells={"a": {"method": "random"}})
+    with pytest.raises(UsageError, match="holdout 30, not 0"):
+        run_study(without, lambda _: toy_dataset, out=tmp_path / "out", reporter=QUIET)
+
+
+def test_more_is_held_out_than_there_is() -> None:
+    data = pytest.importorskip("potstill").load_dataset("digits")
+    with pytest.raises(UsageError, match="holdout=1437: the training split has 1437 images"):
+        hold_out(data, 1437)
+
+
+def test_the_command_runs_a_study_with_its_own_options_over_every_cell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = written(
+        tmp_path, cells={"a": {"method": "random", "data": {"name": "digits"}}, "b": {"method": "random", "seed": 1}}
+    )
+    assert main(["compare", str(plan), "--nets", "2", "--out", str(tmp_path / "out"), "--json", "-q"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["label"], row["n_nets"]) for row in rows] == [("a", 2), ("b", 2)]
+    assert main(["compare", str(plan), "--methods", "random", "--out", str(tmp_path / "out"), "-q"]) == 2
+    assert "--methods beside a study" in capsys.readouterr().err
+
+
+def test_a_cell_that_is_refused_has_its_line_though_it_has_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["compare", "--dataset", "digits", "--ipc", "1,500", "--methods", "random", "--nets", "1", "--epochs", "1"]
+    assert main([*words, "--out", str(tmp_path / "out"), "-q"]) == 1
+    said = capsys.readouterr()
+    assert "random-ipc500-seed0: class" in said.out and "500 needed" in said.out
+    assert "1 of 2 runs failed" in said.err and not (tmp_path / "out" / "random-ipc500-seed0").exists()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "benchmarks" / "studies").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_every_committed_study_resolves(path: Path) -> None:
+    assert read_study(path).cells
