@@ -82,7 +82,7 @@ def test_protocol_rates_fall_where_published() -> None:
     """DSDM and IDC: x.2 at 2/3 and 5/6. DC: x.1 at half. NCFM: x.5 at each fifth."""
     for name in ("dsdm", "mnist"):
         assert rates(name, 0, 999, 1000, 1249, 1250, 1499) == pytest.approx([0.01] * 2 + [0.002] * 2 + [0.0004] * 2)
-    assert rates("idc", 0, 666, 667, 832, 833, 999) == pytest.approx([0.01] * 2 + [0.002] * 2 + [0.0004] * 2)
+    assert rates("idc", 0, 665, 666, 832, 833, 999) == pytest.approx([0.01] * 2 + [0.002] * 2 + [0.0004] * 2)
     assert rates("dc", 0, 499, 500, 999) == pytest.approx([0.01, 0.01, 0.001, 0.001])
     expected = [1e-3, 1e-3, 5e-4, 2.5e-4, 1.25e-4, 6.25e-5, 6.25e-5]
     assert rates("ncfm", 0, 399, 400, 800, 1200, 1600, 1999) == pytest.approx(expected)
