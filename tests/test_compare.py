@@ -221,7 +221,7 @@ def test_the_full_data_are_scored_by_the_same_networks_once(
         scoring, "evaluate_once", lambda train, *a, **k: trained.append((len(train), k)) or plain(train, *a, **k)
     )
     *others, full = compared(toy_dataset, tmp_path, methods=["random"], full_data_epochs=2)
-    assert [(size, keys["epochs"]) for size, keys in trained] == [(3, 1)] * 2 + [(120, 2)] * 2
+    assert [(size, keys["protocol"].epochs) for size, keys in trained] == [(3, 1)] * 2 + [(120, 2)] * 2
     assert full.scores is not None and others[0].scores is not None
     assert [s.seed for s in full.scores.scores] == [s.seed for s in others[0].scores.scores]
     trained.clear()

@@ -250,7 +250,7 @@ def test_an_interrupted_evaluation_leaves_no_process_and_a_clean_message(
     arrays = {}
     for name, split in (("train", toy_dataset.train), ("test", toy_dataset.test)):
         arrays[f"x_{name}"], arrays[f"y_{name}"] = split.images.numpy(), split.labels.numpy()
-    np.savez(data, **arrays)
+    np.savez(data, class_names=np.array(toy_dataset.spec.classes), **arrays)
     path.write_bytes(toy_set.to_bytes())
     command = [sys.executable, "-m", "potstill", "evaluate", str(path), "--dataset", str(data), "--epochs", "1000000"]
     command += ["--nets", "2", "--at-once", "2", "--threads", "2", "--compile", "false", "--precision", "fp32"]
