@@ -55,7 +55,7 @@ def main() -> None:
         "peak_memory_mb": peak_memory_mb(),
         "memory_with_data_loaded_mb": before,
         "step_seconds": seconds,
-        "loss": metrics["loss"],
+        "loss": metrics.loss,
         "cpu": cpu_name(),
         "runtime": runtime.describe(),
         "commit": commit(),

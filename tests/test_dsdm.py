@@ -18,7 +18,7 @@ from potstill.learning.augment import Draw, Strategy, draw_operations
 from potstill.learning.optim import Descent
 from potstill.learning.pool import untrained
 from potstill.machine.runtime import Runtime
-from potstill.methods import Problem, run_method
+from potstill.methods import Metrics, Problem, run_method
 from potstill.methods.dsdm import DSDM, DSDMConfig, DSDMState
 from potstill.methods.real_features import Bank, embed_batch, real_source
 from potstill.networks import build_network
@@ -57,8 +57,12 @@ def walk(method: DSDM, problem: Problem, steps: int | None = None) -> tuple[DSDM
     state, metrics = method.init(problem), []
     for _ in range(method.steps if steps is None else steps):
         state, record = method.step(problem, state)
-        metrics.append(record)
+        metrics.append(flat(record))
     return state, metrics
+
+
+def flat(metrics: Metrics) -> dict[str, float]:
+    return {"loss": metrics.loss, **metrics.terms, **metrics.notes}
 
 
 # --- the whole step against the plain loop
@@ -253,7 +257,7 @@ def test_the_logged_spread_is_the_log_ratio_of_covariance_traces(toy_dataset: La
     rows = problem.class_draw(strategy, 0).repeat(8)
     synthetic = problem.extractor.embed_synthetic(samples.flatten(0, 1), rows).unflatten(0, (3, 8))
     ratios = [(torch.cov(s.T).trace() / torch.cov(r.T).trace()).log() for s, r in zip(synthetic, real, strict=True)]
-    assert metrics["spread"] == pytest.approx(float(torch.stack(ratios).mean()), abs=1e-4)
+    assert metrics.notes["spread"] == pytest.approx(float(torch.stack(ratios).mean()), abs=1e-4)
 
 
 def test_a_class_of_equal_images_has_a_finite_spread(toy_dataset: LabelledDataset) -> None:
@@ -319,8 +323,8 @@ def history_walk(data: LabelledDataset, **keys: Any) -> tuple[DSDMState, list[di
     state, metrics, by_hand = method.init(problem), [], {}
     for member, (name, images) in zip((0, 1, 0), sets.items(), strict=True):
         state, record = method.step(problem, replace(state, images=images))
-        assert record["network"] == member
-        metrics.append(record)
+        assert record.notes["network"] == member
+        metrics.append(flat(record))
         assert problem.pool is not None
         by_hand[f"{member}{name}"] = plain_prototypes(problem, problem.pool.members[member], images)
     return state, metrics, by_hand
@@ -517,8 +521,8 @@ def test_values_are_clamped_when_the_key_says(clamp: str, toy_dataset: LabelledD
     state, _ = walk(method, problem, steps=1)
     outside = bool((state.images < 0).any() or (state.images > 1).any())
     assert outside == (clamp != "after")
-    from_inside = method.step(problem, replace(state, images=state.images.clamp(0, 1)))[1]["loss"]
-    as_it_is = method.step(problem, state)[1]["loss"]
+    from_inside = method.step(problem, replace(state, images=state.images.clamp(0, 1)))[1].loss
+    as_it_is = method.step(problem, state)[1].loss
     assert (from_inside == as_it_is) == (clamp != "never")
 
 

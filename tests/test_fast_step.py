@@ -24,7 +24,7 @@ from potstill.learning.pool import Pool, untrained
 from potstill.machine.compiler import find_compiler
 from potstill.machine.runtime import Runtime, has_bf16
 from potstill.matching.statistics import covariance_distance, covariances
-from potstill.methods import Problem
+from potstill.methods import Metrics, Problem
 from potstill.methods.dsdm import DSDM, DSDMConfig, DSDMState
 from potstill.methods.real_features import embed_batch, embed_decoded
 from potstill.seeding import generator
@@ -59,15 +59,17 @@ class Compared(NamedTuple):
     """
 
     statistics: str
-    eager: dict[str, float]
-    fast: dict[str, float]
+    eager: Metrics
+    fast: Metrics
     gradient_errors: Tensor
     history_error: float
     graphs: int
 
     def errors_of_terms(self) -> dict[str, float]:
         """Relative; a network's first step has no history term, which is 0 by both paths."""
-        return {term: abs(self.fast[term] - self.eager[term]) / (self.eager[term] or 1.0) for term in BF16}
+        return {
+            term: abs(self.fast.terms[term] - self.eager.terms[term]) / (self.eager.terms[term] or 1.0) for term in BF16
+        }
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +181,7 @@ def test_the_covariance_distance_is_a_small_difference_here() -> None:
 def test_compiled_fp32_terms_equal_the_eager_ones(fp32: list[Compared]) -> None:
     for step in fp32:
         assert step.errors_of_terms() == pytest.approx(dict.fromkeys(BF16, 0.0), abs=ROUNDING[step.statistics])
-        assert step.fast["spread"] == pytest.approx(step.eager["spread"], abs=ROUNDING[step.statistics])
+        assert step.fast.notes["spread"] == pytest.approx(step.eager.notes["spread"], abs=ROUNDING[step.statistics])
         assert step.history_error < 3e-6  # (1.4e-6)
 
 
@@ -194,7 +196,7 @@ def test_compiled_bf16_terms_stay_within_their_precision(bf16: list[Compared]) -
     for step in bf16:
         errors = step.errors_of_terms()
         assert {term: error for term, error in errors.items() if error > BF16[term]} == {}
-        assert step.fast["spread"] == pytest.approx(step.eager["spread"], abs=6e-4)  # (2.8e-4)
+        assert step.fast.notes["spread"] == pytest.approx(step.eager.notes["spread"], abs=6e-4)  # (2.8e-4)
         assert step.history_error < 4e-3  # (1.9e-3)
 
 
@@ -209,6 +211,8 @@ def test_compiled_bf16_gradients_stay_within_their_precision(bf16: list[Compared
 def test_swapping_networks_compiles_nothing_more(path: str, request: pytest.FixtureRequest) -> None:
     """One graph for real batches and one for samples, both in the first step: all networks share them."""
     steps: list[Compared] = request.getfixturevalue(path)
-    assert [step.fast["network"] for step in steps] == [*MEMBERS, *MEMBERS]
+    assert [step.fast.notes["network"] for step in steps] == [*MEMBERS, *MEMBERS]
     assert [step.graphs for step in steps] == [2, *[0] * 7]
-    assert all(step.eager["history"] > 0 for step in (*steps[2:4], *steps[6:8]))  # so all terms were there to compare
+    assert all(
+        step.eager.terms["history"] > 0 for step in (*steps[2:4], *steps[6:8])
+    )  # so all terms were there to compare

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from potstill.errors import UsageError
 from potstill.learning.pool import untrained
 from potstill.machine.runtime import Runtime
 from potstill.methods import METHODS, Init, Method, Problem, State, run_method
@@ -112,9 +115,71 @@ def test_a_snapshot_of_the_first_state_is_equal_to_it(name: str, toy_dataset: La
     state = method.init(problem)
     again = through_a_snapshot(method, state)
     assert type(again) is type(state)
-    for field in fields(state):
-        old, new = getattr(state, field.name), getattr(again, field.name)
-        assert torch.equal(torch.as_tensor(old), torch.as_tensor(new)), field.name
+    assert_equal_states(state, again)
+
+
+def assert_equal_states(one: State, other: State) -> None:
+    """In structure, names and every number."""
+    old, new = one.to_tensors(), other.to_tensors()
+    assert sorted(old) == sorted(new)
+    assert [name for name in old if not torch.equal(old[name], new[name])] == []
+    assert tree_spec({f.name: getattr(one, f.name) for f in fields(one)}) == tree_spec(
+        {f.name: getattr(other, f.name) for f in fields(other)}
+    )
+
+
+def tree_spec(value: Any) -> Any:
+    """The shape of nested tuples and mappings, with the type of each leaf."""
+    if isinstance(value, Mapping):
+        return {key: tree_spec(item) for key, item in sorted(value.items())}
+    return tuple(map(tree_spec, value)) if isinstance(value, tuple) else type(value)
+
+
+@dataclass(frozen=True)
+class QueueState(State):
+    """Of a method with a queue of networks, each with the memory of its optimiser."""
+
+    queue: tuple[Mapping[str, torch.Tensor], ...]
+    memory: tuple[Mapping[str, torch.Tensor], ...] = ()
+    counts: Mapping[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)
+
+
+def test_a_state_of_nested_tuples_and_mappings_comes_back_from_a_snapshot() -> None:
+    networks = tuple({"conv.weight": torch.rand(2, 3), "conv.bias": torch.tensor(float(i))} for i in range(12))
+    memory = ({}, {"conv.weight": torch.arange(3)})
+    state = QueueState(7, torch.rand(2, 2), networks, memory, {"right": (torch.tensor(5), torch.tensor(6)), "no": ()})
+    tensors = load(save(state.to_tensors()))
+    assert {"images", "queue/11/conv.weight", "memory/1/conv.weight", "counts/right/1"} < set(tensors)
+    assert_equal_states(state, QueueState.from_tensors(tensors, "cpu"))
+    assert_equal_states(bare := QueueState(0, torch.rand(1), ()), QueueState.from_tensors(bare.to_tensors(), "cpu"))
+    with pytest.raises(KeyError, match="queue"):
+        QueueState.from_tensors({"step": torch.tensor(0), "images": torch.rand(1)}, "cpu")
+
+
+def test_a_step_shares_what_it_leaves_alone() -> None:
+    state = QueueState(0, torch.rand(1), ({"weight": torch.rand(3)},))
+    assert state.advanced(images=torch.rand(1)).queue[0]["weight"] is state.queue[0]["weight"]
+
+
+@every_method
+def test_a_method_knows_the_name_it_is_registered_by(name: str, toy_dataset: LabelledDataset) -> None:
+    assert METHODS[name].name == name
+    assert distilled(name, problem_of(toy_dataset)).provenance["method"] == name
+    if METHODS[name].needs_pool:
+        with pytest.raises(UsageError, match=f"method '{name}' needs pre-trained networks"):
+            quick(name).init(problem_of(toy_dataset, pool=None))
+
+
+@every_method
+def test_a_method_pickled_and_back_gives_equal_bytes(name: str, toy_dataset: LabelledDataset) -> None:
+    method, problem = quick(name), problem_of(toy_dataset)
+    state = method.init(problem)
+    if method.steps:
+        state, _ = method.step(problem, state)
+    sent, there = pickle.loads(pickle.dumps(method)), problem_of(toy_dataset)
+    begun = sent.init(there)
+    again = sent.step(there, begun)[0] if method.steps else begun
+    assert sent.result(there, again).to_bytes() == method.result(problem, state).to_bytes()
 
 
 @every_iterative_method
@@ -150,11 +215,12 @@ def test_the_training_images_and_the_pool_are_left_as_they_were(name: str, toy_d
 
 
 @every_iterative_method
-def test_metrics_are_plain_numbers_and_begin_with_the_loss(name: str, toy_dataset: LabelledDataset) -> None:
+def test_metrics_are_plain_numbers_and_the_terms_add_up_to_the_loss(name: str, toy_dataset: LabelledDataset) -> None:
     method, problem = quick(name), problem_of(toy_dataset)
     _, metrics = method.step(problem, method.init(problem))
-    assert next(iter(metrics)) == "loss"
-    assert all(type(value) is float for value in metrics.values())
+    numbers = [metrics.loss, *metrics.terms.values(), *metrics.notes.values()]
+    assert all(type(value) is float for value in numbers)
+    assert not metrics.terms or sum(metrics.terms.values()) == pytest.approx(metrics.loss, rel=1e-5)
 
 
 @every_iterative_method
@@ -164,7 +230,7 @@ def test_the_loss_falls_on_a_toy_problem(name: str, toy_dataset: LabelledDataset
     state, losses = method.init(problem), []
     for _ in range(method.steps):
         state, metrics = method.step(problem, state)
-        losses.append(metrics["loss"])
+        losses.append(metrics.loss)
     assert fmean(losses[-10:]) < 0.9 * fmean(losses[:10])
 
 

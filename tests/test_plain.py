@@ -65,8 +65,8 @@ def test_a_plain_step_computes_what_a_step_of_dsdm_does(
         loss = loop.step(t)
         state, metrics = method.step(problem, state)
         assert not rows
-        assert (metrics["loss"], metrics["network"]) == (pytest.approx(loss, rel=1e-5), t % 2)
-        assert (metrics["history"] > 0) == (t > 0)
+        assert (metrics.loss, metrics.notes["network"]) == (pytest.approx(loss, rel=1e-5), t % 2)
+        assert (metrics.terms["history"] > 0) == (t > 0)
         moved, apart = state.images - before.clamp(0, 1), state.images - loop.images.detach()
         errors = apart.flatten(2).norm(dim=2) / moved.flatten(2).norm(dim=2)
         # Rounding may carry a value across ReLU's corner in one image or the other; what is wrong shows in all.

@@ -79,12 +79,13 @@ def make_metrics(steps: int) -> list[dict[str, Any]]:
         {
             "step": step,
             "loss": 10 / step + step % 3,
-            "prototype": 8 / step,
-            "covariance": 2 / step + step % 3,
-            "history": 0.0 if step < 3 else 0.5,
-            "calibration": 0.0,
-            "spread": -1 + step / steps,
-            "network": float(step % 2),
+            "terms": {
+                "prototype": 8 / step,
+                "covariance": 2 / step + step % 3,
+                "history": 0.0 if step < 3 else 0.5,
+                "calibration": 0.0,
+            },
+            "notes": {"spread": -1 + step / steps, "network": float(step % 2), "accuracy": 0.9},
             "seconds": 0.1 * step,
         }
         for step in range(1, steps + 1)
@@ -563,6 +564,7 @@ def test_curves_are_the_same_text_each_time():
 def test_curves_are_one_well_formed_svg_with_the_terms_that_were_logged():
     svg = loss_curves(make_metrics(20))
     assert ElementTree.fromstring(svg).tag.endswith("svg")
+    assert "accuracy" not in svg and "network" not in svg  # notes are no terms
     for word in ("loss", "prototype", "covariance", "history", "log spread ratio"):
         assert word in svg
     assert "calibration" not in svg  # zero throughout: nothing to draw on a logarithmic axis
@@ -570,11 +572,13 @@ def test_curves_are_one_well_formed_svg_with_the_terms_that_were_logged():
 
 
 def test_without_spread_there_is_one_panel():
-    metrics = [{k: v for k, v in line.items() if k != "spread"} for line in make_metrics(20)]
+    metrics = [{k: v for k, v in line.items() if k != "notes"} for line in make_metrics(20)]
     assert "spread" not in loss_curves(metrics)
 
 
-@pytest.mark.parametrize("metrics", [[], make_metrics(1), [{"step": 1, "loss": math.nan, "covariance": None}]])
+@pytest.mark.parametrize(
+    "metrics", [[], make_metrics(1), [{"step": 1, "loss": math.nan, "terms": {"covariance": None}, "notes": None}]]
+)
 def test_curves_of_hardly_anything_are_still_a_picture(metrics: list[dict[str, Any]]):
     assert "<svg" in loss_curves(metrics)
 

@@ -224,7 +224,11 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_snapshot
     toy_dataset: LabelledDataset, store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        fail_at(patch, 3, lambda state, metrics: (state, {**metrics, "covariance": float("nan")}))
+        fail_at(
+            patch,
+            3,
+            lambda state, metrics: (state, replace(metrics, terms={**metrics.terms, "covariance": float("nan")})),
+        )
         with pytest.raises(RunError, match=r"step 3: covariance is nan; .*Lower method\.learning_rate"):
             distill_run(small(saving__every=1), toy_dataset, store, QUIET)
     assert snapshot_step(store) == 2

@@ -18,11 +18,13 @@ class Registry(Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator: enter the decorated object under `name`, once."""
+        """Decorator: enter the decorated object under `name`, once; a class learns its `name`."""
 
         def enter(entry: T) -> T:
             assert name not in self._entries, f"{self.kind} {name!r} is registered twice"
             self._entries[name] = entry
+            if isinstance(entry, type):
+                setattr(entry, "name", name)  # noqa: B010 (not every class declares it)
             return entry
 
         return enter

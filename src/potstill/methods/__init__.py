@@ -8,7 +8,9 @@ from . import dsdm_plus as _dsdm_plus  # noqa: F401
 from . import herding as _herding  # noqa: F401
 from . import kcenter as _kcenter  # noqa: F401
 from . import random as _random  # noqa: F401
-from .base import METHODS, Init, Method, Problem, State, run_method
+from .base import METHODS, Method, run_method
 from .feature_store import FeatureStore
+from .problem import Init, Problem
+from .state import Metrics, State
 
-__all__ = ["METHODS", "FeatureStore", "Init", "Method", "Problem", "State", "run_method"]
+__all__ = ["METHODS", "FeatureStore", "Init", "Method", "Metrics", "Problem", "State", "run_method"]

@@ -17,7 +17,9 @@ from ..errors import UsageError
 from ..learning.augment import COLUMNS, Draw
 from ..sets.synthetic import SyntheticSet
 from ..spec import to_pixels
-from .base import Method, Problem, State
+from .base import Method
+from .problem import Problem
+from .state import State
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,7 @@ class Coreset(Method[State]):
         """Row numbers `(count,)` of `features` `(N, D)`, one class's real images, in the order of choice."""
 
     def init(self, problem: Problem) -> State:
-        name = type(self).__name__.lower()
-        pool, member = problem.require_pool(name), self.config.member
+        pool, member = problem.require_pool(self.name), self.config.member
         if not 0 <= member < len(pool):
             raise UsageError(f"method.member={member}: the pool has networks 0..{len(pool) - 1}")
         problem.extractor.load(pool.members[member])

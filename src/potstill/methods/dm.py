@@ -17,8 +17,10 @@ from ..matching.features import match_prototypes
 from ..networks import build_network
 from ..seeding import derive
 from ..sets.synthetic import decode
-from .base import METHODS, Method, Problem, State
+from .base import METHODS, Method
+from .problem import Problem
 from .real_features import embed_batch, embed_decoded
+from .state import Metrics, State
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class DM(Method[DMState]):
         images = problem.initial_images()
         return DMState(0, images, self._descent().init(images))
 
-    def step(self, problem: Problem, state: DMState) -> tuple[DMState, dict[str, float]]:
+    def step(self, problem: Problem, state: DMState) -> tuple[DMState, Metrics]:
         seed = derive(problem.seed, "random network", state.step)
         problem.extractor.load(build_network(problem.network, problem.spec, seed).state_dict())
         strategy = Strategy.parse(self.config.augment, mirror=problem.spec.mirror, single=True)
@@ -78,7 +80,7 @@ class DM(Method[DMState]):
         # A step of rate r on normalised pixels is one of rate r std^2 on the pixel scale, channel by channel.
         scaled = gradient * problem.extractor.std.square()[:, None, None]
         images, memory = self._descent()(pixels.detach(), scaled, state.memory, state.step)
-        return state.advanced(images=images, memory=memory), {"loss": loss.item()}
+        return state.advanced(images=images, memory=memory), Metrics.of(loss)
 
     def _descent(self) -> Descent:
         return Descent("sgd", self.config.learning_rate, self.config.momentum, "none", self.config.steps)

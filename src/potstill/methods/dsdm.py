@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -21,8 +20,10 @@ from ..matching.features import calibrate, integrate_history, match_covariances,
 from ..matching.statistics import prototypes, spread
 from ..seeding import generator
 from ..sets.synthetic import decode
-from .base import METHODS, Method, Problem, State
+from .base import METHODS, Method
+from .problem import Problem
 from .real_features import RealBatch, RealSource, embed_decoded, real_source
+from .state import Metrics, State
 
 
 @dataclass(frozen=True)
@@ -166,13 +167,8 @@ class DSDM(Method[DSDMState]):
     needs_pool = True
     fidelity = FIDELITY
 
-    def __init__(self, config: DSDMConfig | None = None):
-        super().__init__(config)
-        # Rebuilt from addressed draws when missing, hence no part of the state.
-        self._sources: WeakKeyDictionary[Problem, RealSource] = WeakKeyDictionary()
-
     def init(self, problem: Problem) -> DSDMState:
-        pool, config = problem.require_pool("dsdm"), self.config
+        pool, config = problem.require_pool(self.name), self.config
         images = problem.initial_images()
         samples = problem.ipc * problem.factor[0] * problem.factor[1]
         if config.covariance_weight and samples < 2:
@@ -190,7 +186,7 @@ class DSDM(Method[DSDMState]):
             updates=torch.zeros(banks, dtype=torch.long, device=images.device),
         )
 
-    def step(self, problem: Problem, state: DSDMState) -> tuple[DSDMState, dict[str, float]]:
+    def step(self, problem: Problem, state: DSDMState) -> tuple[DSDMState, Metrics]:
         """One iteration of Algorithm 1, lines 4 to 12, for all classes at once."""
         source = self._real(problem)  # first: making it may load other networks
         member = self._load_network(problem, state.step)
@@ -206,23 +202,21 @@ class DSDM(Method[DSDMState]):
         return state.advanced(images=images, memory=memory, history=history, updates=updates), metrics
 
     def _load_network(self, problem: Problem, step: int) -> int:
-        pool = problem.require_pool("dsdm")
+        pool = problem.require_pool(self.name)
         member = pool.draw(problem.seed, step)
         problem.extractor.load(pool.members[member])
         return member
 
     def _real(self, problem: Problem) -> RealSource:
-        if problem not in self._sources:
-            c = self.config
-            self._sources[problem] = real_source(
-                problem,
-                self._strategy(problem),
-                size=c.real_batch,
-                statistics=c.real_statistics,
-                draws=c.bank_draws,
-                budget=c.bank_gigabytes,
-            )
-        return self._sources[problem]
+        c = self.config
+        return real_source(
+            problem,
+            self._strategy(problem),
+            size=c.real_batch,
+            statistics=c.real_statistics,
+            draws=c.bank_draws,
+            budget=c.bank_gigabytes,
+        )
 
     def _embed(self, problem: Problem, pixels: Tensor, draw: Draw, step: int) -> Tensor:
         """Features `(K, M, D)` of the decoded synthetic samples, under the real batch's own draw."""
@@ -304,12 +298,12 @@ class DSDM(Method[DSDMState]):
         return images.clamp(*problem.spec.value_range) if self.config.clamp == moment else images
 
 
-def _metrics(terms: Terms, real: RealBatch, synthetic: Tensor, member: int, ddof: int) -> dict[str, float]:
+def _metrics(terms: Terms, real: RealBatch, synthetic: Tensor, member: int, ddof: int) -> Metrics:
     """The loss, its terms, and log(tr Cov_S / tr Cov_T) averaged over classes: below 0 the set is too narrow."""
-    metrics = {"loss": terms.total().item(), **{name: term.item() for name, term in terms._asdict().items()}}
+    notes: dict[str, Tensor | float] = {}
     if synthetic.shape[1] > 1:
         known = real.known.trace / (real.features.shape[1] - ddof) if real.known else spread(real.features, ddof)
         # A class of equal images has no spread; a diagnostic must not end the run for it.
         narrow, wide = (s.clamp_min(torch.finfo(torch.float32).tiny) for s in (spread(synthetic, ddof), known))
-        metrics["spread"] = float((narrow / wide).log().mean())
-    return {**metrics, "network": float(member)}
+        notes["spread"] = (narrow / wide).log().mean()
+    return Metrics.of(terms.total(), terms._asdict(), {**notes, "network": member})

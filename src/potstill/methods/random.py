@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from .base import METHODS, Method, Problem, State
+from .base import METHODS, Method
+from .problem import Problem
+from .state import State
 
 
 @dataclass(frozen=True)

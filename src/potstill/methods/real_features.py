@@ -19,7 +19,7 @@ from ..errors import UsageError
 from ..learning.augment import Draw, Strategy
 from ..matching.statistics import Scatter, scatter
 from ..seeding import generator
-from .base import Problem
+from .problem import Problem
 
 #: Raised when a change of code makes the same batch of images give other features.
 FEATURES_VERSION = 1
@@ -51,7 +51,8 @@ def real_source(
     """
     if statistics == "fresh":
         return lambda member, step: embed_batch(problem, strategy, size, step)
-    return Bank(problem, strategy, size=size, draws=draws, budget=budget)
+    key = ("bank", strategy, size, draws, budget)
+    return problem.kept(key, lambda: Bank(problem, strategy, size=size, draws=draws, budget=budget))
 
 
 def embed_batch(problem: Problem, strategy: Strategy, size: int, number: int) -> RealBatch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from typing import Any, NamedTuple
@@ -13,8 +13,6 @@ import numpy as np
 from ..escape import figure as figure_text
 from .cost import CostCurve
 
-#: Keys of a line of metrics that are no terms of the loss.
-NOT_TERMS = frozenset({"step", "network", "seconds", "spread"})
 #: Mid-tones, told apart on white and on black and by most colour-blind readers; the total comes first.
 COLOURS = ("#808080", "#4477aa", "#ee6677", "#228833", "#aa3377", "#b8860b", "#0099aa")
 #: Points of a drawn line; more would only make the file larger.
@@ -36,8 +34,9 @@ def loss_curves(metrics: Sequence[Mapping[str, Any]]) -> str:
     """The terms of the loss over steps, and where logged the spread of the synthetic features in a second panel.
 
     Args:
-        metrics: one record per step with "step" and the weighted terms; "spread" is log(tr Cov_S / tr Cov_T). Values
-            that are missing or not finite, and on the logarithmic axis not positive, are left out.
+        metrics: one record per step with "step", "loss" and its weighted "terms"; in "notes" "spread" is
+            log(tr Cov_S / tr Cov_T). Values that are missing or not finite, and on the logarithmic axis not positive,
+            are left out.
     Returns:
         A stand-alone SVG without a date; the same metrics give the same text. Lines and letters take the colour of
         the text around them.
@@ -46,7 +45,7 @@ def loss_curves(metrics: Sequence[Mapping[str, Any]]) -> str:
 
     window = smoothing_window(len(metrics))
     with _style():
-        panels = 2 if _series(metrics, "spread")[0] else 1
+        panels = 2 if _series(metrics, _spread)[0] else 1
         figure = Figure(figsize=(5.4, 3.3 if panels == 1 else 4.8), layout="constrained")
         axes = figure.subplots(panels, 1, sharex=True, squeeze=False, height_ratios=(2, 1)[:panels])[:, 0]
         _draw_terms(axes[0], metrics, window)
@@ -131,8 +130,8 @@ def smooth(steps: Sequence[float], values: Sequence[float], window: int) -> Curv
 
 def _draw_terms(axes: Any, metrics: Sequence[Mapping[str, Any]], window: int) -> None:
     drawn = 0
-    for term in _terms(metrics):
-        steps, values = _series(metrics, term, positive=True)
+    for term in dict.fromkeys(term for line in metrics for term in _loss_and_terms(line)):
+        steps, values = _series(metrics, lambda line, term=term: _loss_and_terms(line).get(term), positive=True)
         if steps:
             _draw(
                 axes, smooth(steps, values, window), COLOURS[drawn % len(COLOURS)], figure_text(term), band=window > 1
@@ -146,7 +145,7 @@ def _draw_terms(axes: Any, metrics: Sequence[Mapping[str, Any]], window: int) ->
 
 
 def _draw_spread(axes: Any, metrics: Sequence[Mapping[str, Any]], window: int) -> None:
-    steps, values = _series(metrics, "spread")
+    steps, values = _series(metrics, _spread)
     axes.axhline(0, color=_INK, linewidth=0.8, linestyle="--")
     _draw(axes, smooth(steps, values, window), COLOURS[1], None, band=window > 1)
     axes.set_ylabel("log spread ratio\n(0: as the real data)")
@@ -164,18 +163,25 @@ def _step_label(window: int) -> str:
     return "step" if window == 1 else f"step (line: median of {window} steps, band: 10th to 90th percentile)"
 
 
-def _terms(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Keys of the terms, in the order they first appear, with the total in front."""
-    keys = dict.fromkeys(key for line in metrics for key in line if key not in NOT_TERMS)
-    return sorted(keys, key=lambda key: key != "loss")
+def _loss_and_terms(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {"loss": line.get("loss"), **_part(line, "terms")}
+
+
+def _spread(line: Mapping[str, Any]) -> Any:
+    return _part(line, "notes").get("spread")
+
+
+def _part(line: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = line.get(name)
+    return part if isinstance(part, Mapping) else {}
 
 
 def _series(
-    metrics: Sequence[Mapping[str, Any]], key: str, *, positive: bool = False
+    metrics: Sequence[Mapping[str, Any]], value_of: Callable[[Mapping[str, Any]], Any], *, positive: bool = False
 ) -> tuple[list[float], list[float]]:
     steps, values = [], []
     for line in metrics:
-        value = line.get(key)
+        value = value_of(line)
         if isinstance(value, (int, float)) and math.isfinite(value) and (value > 0 or not positive):
             steps.append(float(line["step"]))
             values.append(float(value))

@@ -18,7 +18,7 @@ from ..errors import DataError, Interrupted, RunError, UsageError
 from ..files import default_cache
 from ..learning.pool import Pool
 from ..machine.runtime import Runtime
-from ..methods import FeatureStore, Method, Problem, State
+from ..methods import FeatureStore, Method, Metrics, Problem, State
 from ..recipe import Recipe, resolve
 from ..sets.export.pictures import save_preview
 from ..sets.synthetic import SyntheticSet
@@ -170,14 +170,14 @@ class Recorder:
     def close(self) -> None:
         self._log.close()
 
-    def note(self, state: State, metrics: dict[str, float]) -> None:
+    def note(self, state: State, metrics: Metrics) -> None:
         """After each step.
 
         Raises:
             RunError: a loss or images that are not finite.
         """
-        _check_finite({**metrics, "the sum of the images": float(state.images.sum())}, state.step, self.store)
-        self._log.append({"step": state.step, "seconds": self.clock.seconds, **metrics})
+        _check_finite(metrics, state, self.store)
+        self._log.append({"step": state.step, "seconds": self.clock.seconds, **metrics.to_json()})
         if state.step in self.recipe.saving.keep:
             self.store.write_set(self.store.kept(state.step), _result(self.recipe, self.method, self.problem, state))
         if self._is_due(state.step):
@@ -287,14 +287,20 @@ def _times(pool: Pool | None, seconds: float, peak_memory: int) -> dict[str, Any
     }
 
 
-def _check_finite(record: dict[str, float], step: int, store: RunStore) -> None:
-    for term, value in record.items():
+def _check_finite(metrics: Metrics, state: State, store: RunStore) -> None:
+    values = {
+        "loss": metrics.loss,
+        **metrics.terms,
+        **metrics.notes,
+        "the sum of the images": float(state.images.sum()),
+    }
+    for term, value in values.items():
         if not math.isfinite(value):
             raise RunError(
-                f"step {step}: {term} is {value}; the snapshot in {store.root} is from before it. "
+                f"step {state.step}: {term} is {value}; the snapshot in {store.root} is from before it. "
                 "Lower method.learning_rate, or try runtime.precision=fp32, and start anew with --overwrite"
             )
 
 
-def _terms(record: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.3g}" for name, value in record.items() if name != "network")
+def _terms(metrics: Metrics) -> str:
+    return "  ".join(f"{name} {value:.3g}" for name, value in {"loss": metrics.loss, **metrics.terms}.items())
