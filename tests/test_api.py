@@ -103,6 +103,16 @@ def test_a_misspelt_method_key_is_refused_by_name(toy_dataset: LabelledDataset) 
         potstill.distill(toy_dataset, step=3)
 
 
+def test_one_number_is_a_square_factor(toy_dataset: LabelledDataset) -> None:
+    assert potstill.distill(toy_dataset, method="random_mix", ipc=1, factor=2, recipe=RECIPE).synthetic.factor == (2, 2)
+
+
+@pytest.mark.parametrize("data", ["path/to/images", Path("images"), torch.utils.data.TensorDataset(torch.zeros(2))])
+def test_data_that_were_not_loaded_are_refused_with_what_to_do(data: Any) -> None:
+    with pytest.raises(potstill.UsageError, match=r"cannot distil .* potstill\.load_dataset"):
+        potstill.distill(data, method="random", ipc=1)
+
+
 def test_the_set_drops_into_an_ordinary_training_loop(toy_dataset: LabelledDataset) -> None:
     small = potstill.distill(toy_dataset, method="random_mix", ipc=2, recipe=RECIPE).synthetic
     assert isinstance(small, Dataset)

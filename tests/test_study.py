@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from potstill.cli import main
 from potstill.errors import UsageError
@@ -30,7 +29,7 @@ QUIET = Reporter(quiet=True)
 
 def written(folder: Path, **sections: Any) -> Path:
     path = folder / "plan.yaml"
-    path.write_text(yaml.safe_dump({"base": BASE, **sections}, sort_keys=False))
+    path.write_text(json.dumps({"base": BASE, **sections}))  # JSON is YAML
     return path
 
 
@@ -172,3 +171,43 @@ def test_a_cell_that_is_refused_has_its_line_though_it_has_no_folder(
 )
 def test_every_committed_study_resolves(path: Path) -> None:
     assert read_study(path).cells
+
+
+def test_a_dry_run_tells_what_each_cell_takes_counts_the_pool_once_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("POTSTILL_CACHE_DIR", str(tmp_path / "cache"))
+    base = {**BASE, "data": {"name": "digits"}, "pool": {"members": 1, "epochs": 2}}
+    steps = {"method": {**DSDM, "steps": 500, "real_batch": 16}}
+    cells = {"random": {"method": "random"}, "dsdm": steps, "more": {**steps, "seed": 1}}
+    words = ["compare", str(written(tmp_path, base=base, cells=cells)), "--out", str(tmp_path / "out"), "--json", "-q"]
+    assert main([*words, "--dry-run"]) == 0
+    random, first, second = json.loads(capsys.readouterr().out)["cells"]
+    assert random["pool_seconds"] == second["pool_seconds"] == 0 < first["pool_seconds"]
+    assert random["distill_seconds"] < first["distill_seconds"] == second["distill_seconds"]
+    assert all(cell["evaluate_seconds"] > 0 and cell["disk_mb"] > 0 for cell in (random, first, second))
+    assert {path.name for path in tmp_path.iterdir()} == {"plan.yaml"}
+
+
+def test_a_dry_run_knows_what_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "compare",
+        "--dataset",
+        "digits",
+        "--methods",
+        "random",
+        "--ipc",
+        "1",
+        "--nets",
+        "1",
+        "--epochs",
+        "1",
+        "-q",
+    ]
+    words += ["--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    capsys.readouterr()
+    assert main([*words, "--dry-run"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[1].split()[:2] == ["random-ipc1-seed0", "finished"]
+    assert shown[-1].startswith("1 cells, about 0 s")

@@ -60,6 +60,7 @@ def add_parser(verbs: Any) -> None:
         help="also train the evaluation networks on the whole training split, for EPOCHS epochs, and show each row's "
         "share of their accuracy (costs nets x EPOCHS passes over the split)",
     )
+    shared.add_dry_run(parser)
     shared.add_evaluation(parser)
     shared.add_places(parser)
     shared.add_runtime(parser)
@@ -75,8 +76,12 @@ def run(options: argparse.Namespace) -> None:
     def load(recipe: Recipe) -> Any:
         return shared.data_of(options, recipe)
 
+    study = _study(options)
+    if options.dry_run:
+        shared.show_estimates(options, study, options.out)
+        return
     outcomes = run_study(
-        _study(options),
+        study,
         load,
         out=options.out,
         reporter=shared.reporter_of(options),

@@ -23,6 +23,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder")
     parser.add_argument("--resume", nargs="?", const=True, metavar="DIR", help="go on with the run in DIR (or --out)")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
+    shared.add_dry_run(parser)
     shared.add_keep_snapshots(parser, "steps whose sets are kept")
     shared.add_places(parser)
     shared.add_runtime(parser)
@@ -31,7 +32,13 @@ def add_parser(verbs: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     from ..run.distil import distill_run
     from ..run.store import RunStore
+    from ..run.study import Cell, Study
 
+    if options.dry_run:
+        recipe = shared.recipe_of(options)
+        cell = Cell(options.out.name if options.out else recipe.method_name, recipe.method_name, recipe)
+        shared.show_estimates(options, Study((cell,)), options.out.parent if options.out else None)
+        return
     folder = Path(options.resume) if isinstance(options.resume, str) else options.out
     if folder is None:
         raise UsageError("no folder for the run: add --out DIR")

@@ -17,6 +17,7 @@ from ..files import SCHEMA_VERSION
 if TYPE_CHECKING:
     from ..recipe import Recipe
     from ..run.progress import Reporter
+    from ..run.study import Study
     from ..spec import LabelledDataset
 
 EXIT_CODES = """exit codes: 0 done, 1 the run failed (of compare: one or more; a row says why),
@@ -126,6 +127,39 @@ def reporter_of(options: argparse.Namespace) -> Reporter:
 def show(options: argparse.Namespace, record: dict[str, Any], text: str) -> None:
     """Print a result: as JSON where that was asked for, as text elsewhere."""
     print(json.dumps({"schema_version": SCHEMA_VERSION, **record}, indent=2) if options.json else text)
+
+
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    text = "say what it would take (time by timing a few steps, memory, disk) and write nothing"
+    parser.add_argument("--dry-run", action="store_true", help=text)
+
+
+def show_estimates(options: argparse.Namespace, study: Study, out: Path | None) -> None:
+    """The cells of a study with what each would take, and the sum."""
+    from ..run.estimate import estimate
+
+    def load(recipe: Recipe) -> LabelledDataset:
+        return data_of(options, recipe)
+
+    found = estimate(study, load, out=out, reporter=reporter_of(options), cache=options.cache_dir)
+    heads = ("cell", "stands", "pool, s", "distil, s", "evaluate, s", "memory, MB", "disk, MB")
+    lines = [
+        (e.cell, e.stands, *(f"{s:,.0f}" for s in (e.pool_seconds, e.distill_seconds, e.evaluate_seconds)),
+         f"{e.memory_mb:,}", f"{e.disk_mb:,.1f}")
+        for e in found
+    ]  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
+    rows = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in (heads, *lines)]
+    seconds = sum(e.seconds for e in found)
+    disk = sum(e.disk_mb for e in found)
+    total = f"{len(found)} cells, about {_duration(seconds)} and {disk:,.0f} MB of disk; estimated, nothing was written"
+    record = {"cells": [e.to_json() for e in found], "seconds": seconds, "disk_mb": disk}
+    show(options, record, "\n".join([*rows, total]))
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 # --- types of option values

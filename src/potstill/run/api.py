@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
 from ..recipe import Recipe, resolve
 from ..sets.synthetic import SyntheticSet
 from ..spec import LabelledDataset
@@ -36,7 +37,7 @@ def distill(
     *,
     method: str = "dsdm",
     ipc: int = 10,
-    factor: tuple[int, int] = (2, 2),
+    factor: int | tuple[int, int] = (2, 2),
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
@@ -51,16 +52,23 @@ def distill(
     Args:
         data: from `load_dataset`; only its training split is used.
         method: a name from `potstill list methods`.
-        factor: rows and columns of small images in each stored one.
+        factor: rows and columns of small images in each stored one; one number for as many of both.
         out: the run's folder; where None, files are temporary and nothing can be resumed.
         cache: folder of the pool cache; the user's cache folder where None.
         recipe: further recipe keys, nested or dotted ("pool.members").
         method_keys: keys of the method, e.g. `steps=500`.
     Raises:
-        UsageError: an unknown key or a value outside its range.
-        RunError, Interrupted: see `run.stages.distill_run`.
+        UsageError: an unknown key, a value outside its range, or data that were not loaded.
+        RunError, Interrupted: see `run.distil.distill_run`.
     """
-    chosen = {"method.name": method, "ipc": ipc, "factor": list(factor), "seed": seed, "data.name": data.spec.name}
+    if not isinstance(data, LabelledDataset):
+        raise UsageError(
+            f"cannot distil {data!r}: load it first, data = potstill.load_dataset(...)"
+            if isinstance(data, (str, Path))
+            else f"cannot distil a {type(data).__name__}: make it a data set by potstill.load_dataset(...)"
+        )
+    shape = [factor, factor] if isinstance(factor, int) else list(factor)
+    chosen = {"method.name": method, "ipc": ipc, "factor": shape, "seed": seed, "data.name": data.spec.name}
     keys = {f"method.{key}": value for key, value in method_keys.items()}
     resolved = resolve(chosen, recipe or {}, keys)
     reporter = Reporter(quiet=quiet)

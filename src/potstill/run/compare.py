@@ -16,7 +16,7 @@ from .distil import distill_run
 from .progress import Reporter
 from .score import evaluate_full_data, evaluate_kept, evaluate_set
 from .store import FULL_DATA, RunStore
-from .study import Cell, Study, claim, hold_out, study_of
+from .study import Cell, Study, claim, load_cells, study_of
 
 T = TypeVar("T")
 
@@ -76,26 +76,23 @@ def run_study(
         UsageError: a folder that holds a run of another recipe (before any work is done).
         Interrupted: by a signal; the same call goes on.
     """
-    loaded: dict[Any, LabelledDataset] = {}
-    for cell in study.cells:
-        if cell.recipe.data not in loaded:
-            loaded[cell.recipe.data] = hold_out(load(cell.recipe), study.holdout)
+    loaded = load_cells(study, load)
     claim(study, out, overwrite=overwrite)
     outcomes = []
     for cell in study.cells:
         reporter.say(f"--- {cell.name}")
-        store, data = RunStore(out / cell.name), loaded[cell.recipe.data]
+        store, data = RunStore(out / cell.name), loaded[cell.name]
         told = _attempt(reporter, _distil_and_score, cell, study.holdout, data, store, reporter, cache, overwrite)
         outcomes.append(Outcome(cell.label, cell.recipe.ipc, cell.recipe.seed, store.root, *told))
     if full_data_epochs is not None:
         recipe, store = study.cells[0].recipe, RunStore(out / FULL_DATA)
-        data = loaded[recipe.data]
+        data = loaded[study.cells[0].name]
         told = _attempt(reporter, _score_full_data, recipe, data, store, reporter, epochs=full_data_epochs)
         outcomes.append(Outcome(FULL_DATA, None, recipe.evaluation.seed, store.root, *told))
     if curve:
         for i, cell in enumerate(study.cells):
             if outcomes[i].scores and cell.recipe.build_method().steps:
-                store, data = RunStore(out / cell.name), loaded[cell.recipe.data]
+                store, data = RunStore(out / cell.name), loaded[cell.name]
                 _, failure = _attempt(reporter, _score_kept, cell.recipe, data, store, reporter)
                 outcomes[i] = replace(outcomes[i], failure=failure)
     return outcomes

@@ -73,9 +73,9 @@ def _check(recipe: Recipe, method: Method[Any], data: LabelledDataset) -> None:
         UsageError, DataError: a device or precision that is not there, a class too small for the IPC, what the method
             refuses.
     """
-    runtime = recipe.runtime.resolve(passes=_network_passes(recipe, method, data), side=data.spec.shape[1])
+    runtime = distilling_runtime(recipe, method, data)
     networks = recipe.pool.networks if method.needs_pool else 0
-    problem = _bare_problem(recipe, data, runtime, Pool(recipe.pool.network, ({},) * networks, ("",) * networks))
+    problem = bare_problem(recipe, data, runtime, Pool(recipe.pool.network, ({},) * networks, ("",) * networks))
     if method.steps or not method.needs_pool:
         method.init(problem)  # which looks at the pool's size alone
     else:  # its `init` is all its work
@@ -87,17 +87,23 @@ def _problem(
     recipe: Recipe, method: Method[Any], data: LabelledDataset, reporter: Reporter, cache: Path | None
 ) -> Problem:
     """All that the method may know, its pool and the process's runtime made ready."""
-    runtime = recipe.runtime.resolve(passes=_network_passes(recipe, method, data), side=data.spec.shape[1])
+    runtime = distilling_runtime(recipe, method, data)
     pool = pretrain_pool(recipe, data, reporter, cache=cache) if method.needs_pool else None
     runtime.start()
-    problem = _bare_problem(recipe, data, runtime, pool)
+    problem = bare_problem(recipe, data, runtime, pool)
     if not recipe.saving.features:
         return problem
     folder = (cache or default_cache()) / "features"
     return replace(problem, features=FeatureStore(folder, on_batch=reporter.counter("features")))
 
 
-def _bare_problem(recipe: Recipe, data: LabelledDataset, runtime: Runtime, pool: Pool | None) -> Problem:
+def distilling_runtime(recipe: Recipe, method: Method[Any], data: LabelledDataset) -> Runtime:
+    """What the recipe's choices come to for the distillation on this machine."""
+    return recipe.runtime.resolve(passes=_network_passes(recipe, method, data), side=data.spec.shape[1])
+
+
+def bare_problem(recipe: Recipe, data: LabelledDataset, runtime: Runtime, pool: Pool | None) -> Problem:
+    """What the method may know, without a place for features."""
     return Problem(
         spec=data.spec,
         train=data.train,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryFile
 
-from ..errors import RunError
 from ..files import default_cache
 from ..learning.pool import Pool, pretrain, untrained
 from ..machine.runtime import Runtime
@@ -31,14 +29,13 @@ def pretrain_pool(
     runtime = runtime or recipe.runtime.resolve(
         passes=3 * len(data.train) * schedule.epochs * config.members, side=data.spec.shape[1]
     )
-    folder = _writable((cache or default_cache()) / "pool")
     runtime.start()
     reporter.say(f"pool: {config.members} x {config.network}, {schedule.epochs} epochs; {runtime.describe()}")
     with reporter.stage("pretrain", config.members * schedule.epochs) as stage, interruptible("the pool"):
         return pretrain(
             data.train,
             data.spec,
-            cache=folder,
+            cache=(cache or default_cache()) / "pool",
             runtime=runtime,
             network=config.network,
             members=config.members,
@@ -47,20 +44,3 @@ def pretrain_pool(
             seed=config.seed,
             on_epoch=lambda member, epoch, loss: stage.advance(f"network {member + 1} epoch {epoch} loss {loss:.3f}"),
         )
-
-
-def _writable(folder: Path) -> Path:
-    """The folder, made where it is not there: found out before networks are trained, not after.
-
-    Raises:
-        RunError: it cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise RunError(
-            f"{folder}: the cache cannot be written ({error.strerror or error}); choose another folder with "
-            "--cache-dir or POTSTILL_CACHE_DIR"
-        ) from error

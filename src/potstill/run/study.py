@@ -13,19 +13,18 @@ A cell's name is its folder and its row's label; where keys vary, the folder's n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from ..data import holdout_split
 from ..errors import UsageError
 from ..files import write_atomically
 from ..methods import METHODS
 from ..recipe import Recipe, resolve
+from ..recipe.text import from_yaml, to_yaml
 from ..sets.synthetic import Factor
 from ..spec import LabelledDataset
 from .distil import read_run_recipe
@@ -70,7 +69,7 @@ class Study:
             | cell.recipe.to_dict()
             for cell in self.cells
         }
-        return yaml.safe_dump({"holdout": self.holdout, "cells": cells}, sort_keys=False)
+        return to_yaml({"holdout": self.holdout, "cells": cells})
 
 
 def read_study(path: Path, *over: Layer) -> Study:
@@ -82,10 +81,10 @@ def read_study(path: Path, *over: Layer) -> Study:
         UsageError: no study, an unknown section, or a cell whose recipe cannot be resolved; the message names it.
     """
     try:
-        plan = yaml.safe_load(path.read_text(encoding="utf-8"))
+        plan = from_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}); expected a study, see potstill list") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise UsageError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(plan, dict) or not isinstance(plan.get("cells"), dict) or not plan["cells"]:
         raise UsageError(f"{path}: a study is a mapping with cells, each a name and its recipe keys")
@@ -161,6 +160,15 @@ def claim(study: Study, folder: Path, *, overwrite: bool = False) -> None:
     names = {cell.name for cell in study.cells}
     kept = tuple(cell for cell in earlier.cells if cell.name not in names)
     write_atomically(stored, replace(study, cells=kept + study.cells).to_yaml())
+
+
+def load_cells(study: Study, load: Callable[[Recipe], LabelledDataset]) -> dict[str, LabelledDataset]:
+    """The data of each cell by its name, without what is held out; `load` is called once for each data section."""
+    loaded: dict[Any, LabelledDataset] = {}
+    for cell in study.cells:
+        if cell.recipe.data not in loaded:
+            loaded[cell.recipe.data] = hold_out(load(cell.recipe), study.holdout)
+    return {cell.name: loaded[cell.recipe.data] for cell in study.cells}
 
 
 def hold_out(data: LabelledDataset, count: int) -> LabelledDataset:

@@ -1,0 +1,212 @@
+"""What a study would take on this machine: a few steps and epochs of the real thing, timed and multiplied.
+
+Nothing is written. A pool counts once, for the first cell that needs it, and not at all where the cache holds it. Steps
+are timed on untrained networks, which take as long as trained ones.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..evaluation import evaluate_once, evaluation_seeds, find_protocol
+from ..files import default_cache
+from ..learning.fit import fit
+from ..learning.pool import Pool, member_keys, snapshot_epochs, untrained
+from ..machine.runtime import Runtime
+from ..methods import Problem, State
+from ..networks import build_network
+from ..recipe import Recipe
+from ..seeding import derive
+from ..sets.synthetic import SyntheticSet
+from ..spec import LabelledDataset, Split
+from .distil import bare_problem, distilling_runtime
+from .environment import forget_peak_memory, peak_memory_mb
+from .progress import Reporter
+from .store import RunStore
+from .study import Cell, Study, load_cells
+
+#: Steps that are timed after the first, and images that an epoch is timed on at most.
+STEPS, IMAGES = 4, 512
+#: Images of a class that a choice without steps is timed on at most; its time grows with their number.
+PER_CLASS = 64
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one cell would still take: seconds of its three stages, and what its process and its folder would hold."""
+
+    cell: str
+    stands: str
+    pool_seconds: float = 0.0
+    distill_seconds: float = 0.0
+    evaluate_seconds: float = 0.0
+    memory_mb: int = 0
+    disk_mb: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.pool_seconds + self.distill_seconds + self.evaluate_seconds
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "seconds": self.seconds}
+
+
+def estimate(
+    study: Study,
+    load: Callable[[Recipe], LabelledDataset],
+    *,
+    out: Path | None,
+    reporter: Reporter,
+    cache: Path | None = None,
+) -> list[Estimate]:
+    """An estimate for each cell, in the order they would run.
+
+    Args:
+        out: where earlier calls left finished runs; None for nowhere.
+    """
+    data, pools = load_cells(study, load), set[Any]()
+    timed: dict[str, Estimate] = {}
+    found = []
+    for cell in study.cells:
+        stands = _stands(cell, RunStore(out / cell.name) if out else None)
+        if stands == "finished":
+            found.append(Estimate(cell.name, stands))
+            continue
+        alike = replace(cell.recipe, seed=0).to_yaml()  # another seed takes as long
+        if alike not in timed:
+            reporter.say(f"timing {cell.name}")
+            timed[alike] = _timed(cell, data[cell.name])
+        whole = replace(timed[alike], cell=cell.name, stands=stands)
+        if stands == "to be scored":
+            found.append(replace(whole, distill_seconds=0.0))
+            continue
+        pool = (data[cell.name].spec.fingerprint, cell.recipe.pool)
+        if cell.recipe.build_method().needs_pool and pool not in pools:
+            pools.add(pool)
+            whole = replace(whole, pool_seconds=_pool_seconds(cell.recipe, data[cell.name], cache or default_cache()))
+        found.append(whole)
+    return found
+
+
+def _stands(cell: Cell, store: RunStore | None) -> str:
+    """What earlier calls left to do; a run that was begun is counted as if it were new."""
+    if store is None or not store.config.exists():
+        return "new"
+    if not store.distilled.exists():
+        return "to be finished"
+    return "finished" if len(list(store.scores.glob("*.json"))) >= cell.recipe.evaluation.nets else "to be scored"
+
+
+def _timed(cell: Cell, data: LabelledDataset) -> Estimate:
+    recipe, method = cell.recipe, cell.recipe.build_method()
+    runtime = distilling_runtime(recipe, method, data)
+    runtime.start()
+    forget_peak_memory()
+    if method.steps:
+        problem = bare_problem(recipe, data, runtime, _pool(recipe, data, method.needs_pool))
+        state, seconds = _time_steps(method, problem, recipe.pool.networks)
+        seconds = min(seconds, recipe.budget.seconds)
+    else:
+        part = _part(data, PER_CLASS)
+        problem = bare_problem(recipe, replace(data, train=part), runtime, _pool(recipe, data, method.needs_pool))
+        started = time.perf_counter()
+        state = method.init(problem)
+        seconds = (time.perf_counter() - started) * (len(data.train) / len(part) if method.needs_pool else 1)
+    synthetic = method.result(problem, state)
+    size = len(synthetic.to_bytes())
+    state_size = sum(tensor.nbytes for tensor in state.to_tensors().values())
+    scoring = _evaluation_seconds(recipe, synthetic, data)
+    return Estimate(
+        cell.name,
+        "new",
+        distill_seconds=seconds,
+        evaluate_seconds=scoring,
+        memory_mb=peak_memory_mb(),
+        disk_mb=(state_size + (2 + len(recipe.saving.keep)) * size) / 2**20,
+    )
+
+
+def _time_steps(method: Any, problem: Problem, networks: int) -> tuple[State, float]:
+    """All steps, from a few; the first with each network may cost more (its features, or a graph's compilation)."""
+    started = time.perf_counter()
+    state = method.init(problem)
+    laps = []
+    for _ in range(min(1 + STEPS, method.steps)):
+        state, _metrics = method.step(problem, state)
+        laps.append(time.perf_counter() - started)
+        started = time.perf_counter()
+    ordinary = min(laps[1:], default=0.0)
+    other_network = max(laps[1:], default=0.0) - ordinary
+    return state, laps[0] + ordinary * (method.steps - 1) + other_network * (networks - 1)
+
+
+def _pool(recipe: Recipe, data: LabelledDataset, needed: bool) -> Pool | None:
+    """Two networks at most: one to begin with, and another to see what a change of networks costs."""
+    if not needed:
+        return None
+    config = recipe.pool
+    return untrained(data.spec, network=config.network, members=min(2, config.networks), seed=config.seed)
+
+
+def _pool_seconds(recipe: Recipe, data: LabelledDataset, cache: Path) -> float:
+    config = recipe.pool
+    if not config.pretrained:
+        return 0.0
+    schedule, epochs = config.training(), snapshot_epochs(config.training(), config.snapshots)
+    runs = [
+        member_keys(data.spec, config.network, schedule, derive(config.seed, "pool", run), epochs)
+        for run in range(config.members)
+    ]
+    missing = sum(not all((cache / "pool" / f"{key.digest()}.safetensors").exists() for key in keys) for keys in runs)
+    if not missing:
+        return 0.0
+    passes = 3 * len(data.train) * schedule.epochs * config.members
+    runtime = recipe.runtime.resolve(passes=passes, side=data.spec.shape[1])
+    runtime.start()
+    part = _some(data.train)
+    network = build_network(config.network, data.spec, 0)
+    once = replace(schedule, epochs=1)
+    first, again = (_seconds(fit, network, part, data.spec, once, runtime, seed=0) for _ in range(2))
+    share = len(data.train) / len(part)
+    return max(0.0, first - again) + again * share * schedule.epochs * missing
+
+
+def _evaluation_seconds(recipe: Recipe, synthetic: SyntheticSet, data: LabelledDataset) -> float:
+    config = recipe.evaluation
+    epochs = find_protocol(config.protocol, config.epochs).epochs
+    train = synthetic.decoded()
+    runtime: Runtime = recipe.runtime.resolve(passes=3 * len(train) * epochs * config.nets, side=data.spec.shape[1])
+    runtime.start()
+    part, test = _some(train), _some(data.test)
+    (seed,) = evaluation_seeds(config.seed, config.network, 1)
+
+    def score() -> float:
+        keys: dict[str, Any] = {"network": config.network, "protocol": config.protocol, "epochs": 1, "seed": seed}
+        return _seconds(evaluate_once, part, data.spec, test, runtime=runtime, **keys)
+
+    first, again = score(), score()
+    return max(0.0, first - again) + again * len(train) / len(part) * epochs * config.nets
+
+
+def _some(split: Split) -> Split:
+    """An even choice of its samples: enough to time an epoch."""
+    return split.subset(torch.arange(0, len(split), max(1, len(split) // IMAGES))[:IMAGES])
+
+
+def _part(data: LabelledDataset, per_class: int) -> Split:
+    """The first `per_class` samples of each class."""
+    classes = range(data.spec.num_classes)
+    first = [(data.train.labels == c).nonzero().flatten()[:per_class] for c in classes]
+    return data.train.subset(torch.cat(first))
+
+
+def _seconds(work: Callable[..., Any], *given: Any, **keys: Any) -> float:
+    started = time.perf_counter()
+    work(*given, **keys)
+    return time.perf_counter() - started
