@@ -1,5 +1,6 @@
 """One's own data: folders of pictures, .npz files, torch and Hugging Face data sets, and the checks all share."""
 
+import json
 import sys
 import time
 import types
@@ -11,13 +12,13 @@ import pytest
 import torch
 from data_factory import noise, picture, refused, write_npz, write_pictures
 from PIL import Image
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from potstill.data import FORMATS, load_dataset
 from potstill.data.measure import channel_statistics, fingerprint
 from potstill.data.records import RawDataset, RawSplit
 from potstill.errors import UsageError
-from potstill.spec import Split, to_pixels
+from potstill.spec import DatasetSpec, Split, to_pixels
 
 
 def pictures(number, size=(8, 8), mode="RGB", first=0):
@@ -546,6 +547,50 @@ def test_fingerprint_changes_with_everything_a_result_depends_on():
         fingerprint(replace(split, images=images.reshape(12, 3, 4, 16)), split, ["a", "b"]),
     }
     assert len(prints) == 7
+
+
+def test_each_split_has_a_fingerprint_of_its_own(tmp_path):
+    one, other = write_npz(tmp_path / "one.npz"), write_npz(tmp_path / "other.npz", x_test=noise(6, seed=9)[0])
+    one, other = (load_dataset(path).spec for path in (one, other))
+    assert one.train_fingerprint == other.train_fingerprint != one.test_fingerprint
+    assert one.test_fingerprint != other.test_fingerprint and one.fingerprint != other.fingerprint
+
+
+def test_splits_are_torch_data_sets_of_normalised_samples(tmp_path):
+    data = load_dataset(write_npz(tmp_path / "own.npz"))
+    images, labels = next(iter(DataLoader(data.train, batch_size=12)))
+    assert images.dtype == torch.float32 and images.shape == (12, 3, 8, 8) and labels.tolist() == [0, 1] * 6
+    assert images.mean((0, 2, 3)).abs().max() < 1e-5
+    torch.testing.assert_close(images.std((0, 2, 3), correction=0), torch.ones(3))
+    image, label = data.test[-1]
+    back = image * torch.tensor(data.spec.std)[:, None, None] + torch.tensor(data.spec.mean)[:, None, None]
+    torch.testing.assert_close(back, to_pixels(data.test.images[-1]))
+    assert label == 1 and len(list(data.test)) == 6
+
+
+def test_a_part_of_a_split_is_normalised_like_the_whole(tmp_path):
+    data = load_dataset(write_npz(tmp_path / "own.npz"))
+    part = data.train.subset(torch.tensor([3]))
+    torch.testing.assert_close(part[0], data.train[3])
+
+
+def test_spec_of_an_older_set_has_no_fingerprints_of_splits(tmp_path):
+    spec = load_dataset(write_npz(tmp_path / "own.npz")).spec
+    record = json.loads(json.dumps(spec.to_json()))
+    assert DatasetSpec.from_json(record) == spec
+    for name in ("train_fingerprint", "test_fingerprint", "source_range"):
+        del record[name]
+    assert DatasetSpec.from_json(record).train_fingerprint == ""
+    with pytest.raises(ValueError, match="modality='smell'"):
+        DatasetSpec.from_json({**record, "modality": "smell"})
+
+
+def test_images_are_padded_with_gray_and_sound_with_silence(tmp_path):
+    spec = load_dataset(write_npz(tmp_path / "own.npz")).spec
+    assert spec.padding_value == 0.5 and spec.augmentation != "none"
+    sound = replace(spec, modality="sound", source_range=(-6.0, 4.0))
+    assert sound.padding_value == 0 and sound.augmentation == "none"
+    assert sound.to_source(torch.tensor([0.0, 0.5, 1.0])).tolist() == [-6, -1, 4]
 
 
 def test_fingerprint_of_180_megabytes_takes_less_than_a_second():

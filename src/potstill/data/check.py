@@ -10,7 +10,7 @@ from ..errors import DataError, UsageError
 from ..spec import DatasetSpec, LabelledDataset, Split
 from .holdout import holdout_split
 from .layout import exact_bytes, resize, to_images
-from .measure import channel_statistics, fingerprint, value_range
+from .measure import channel_statistics, fingerprint, split_fingerprint, value_range
 from .records import DATASETS, RawDataset, RawSplit, Size, Statistics, logger
 
 
@@ -36,6 +36,8 @@ def finish(
         std=std,
         mirror=_decide_mirror(raw, mirror),
         fingerprint=fingerprint(train, test, classes),
+        train_fingerprint=split_fingerprint(train),
+        test_fingerprint=split_fingerprint(test),
         value_range=_range(raw, train.images, test.images),
         licence=raw.licence,
     )
