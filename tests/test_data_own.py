@@ -1,10 +1,14 @@
 """One's own data: folders of pictures, .npz files, torch and Hugging Face data sets, and the checks all share."""
 
+import io
 import json
+import os
 import sys
 import time
 import types
+import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -138,7 +142,7 @@ def test_size_resizes_known_sets_too():
     assert data.spec.fingerprint != plain.spec.fingerprint
 
 
-@pytest.mark.parametrize("size", [7, (8, 4), (8, 8, 8), 8.5])
+@pytest.mark.parametrize("size", [7, (8, 4), (8, 8, 8), 8.5, 10**9])
 def test_impossible_size_is_a_usage_error(size):
     with refused(f"size={size}", "at least 8", by=UsageError):
         load_dataset("digits", size=size)
@@ -200,6 +204,78 @@ def test_folders_that_are_not_read_are_named(tmp_path, caplog):
     assert "not read" in caplog.text and "val" in caplog.text
 
 
+def test_pictures_below_a_class_and_of_other_suffixes_are_read(tmp_path):
+    root = two_classes(tmp_path / "pets", 2)
+    (root / "cat" / "2023" / "may").mkdir(parents=True)
+    picture(seed=7).save(root / "cat" / "2023" / "may" / "x.tif")
+    picture(seed=8).save(root / "cat" / "2023" / "y.PPM")
+    data = load_dataset(root)
+    assert len(data.train) + len(data.test) == 6
+
+
+def test_what_is_left_out_is_counted_and_named_once(tmp_path, caplog):
+    root = two_classes(tmp_path / "pets")
+    for name in ("a.txt", "b.txt", "c.heic"):
+        (root / "cat" / name).write_text("?")
+    os.mkfifo(root / "dog" / "pipe.png")
+    load_dataset(root)
+    assert "4 files are not read (1 .heic, 2 .txt, 1 that are no files)" in caplog.text
+
+
+def test_orientation_tag_turns_the_picture(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = Image.fromarray(np.repeat([255, 0], [4 * 24, 12 * 24]).reshape(16, 24).astype(np.uint8))
+    for cls in ("cat", "dog"):
+        (tmp_path / "pets" / cls).mkdir(parents=True)
+        for number in range(3):
+            lying.save(tmp_path / "pets" / cls / f"{number}.jpg", exif=exif, quality=95)
+    data = load_dataset(tmp_path / "pets")
+    assert data.spec.shape == (1, 24, 16)
+    assert data.train.images[0, 0, :, -4:].min() > 200 and data.train.images[0, 0, :, :8].max() < 50
+
+
+def test_other_formats_under_the_name_of_a_picture_are_refused(tmp_path):
+    root = two_classes(tmp_path / "pets")
+    path = root / "cat" / "x.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%%EOF\n")
+    with refused(path, "cannot be opened"):
+        load_dataset(root)
+
+
+def test_picture_of_absurd_size_is_refused_by_its_header(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    root = two_classes(tmp_path / "pets")
+    picture((40, 40)).save(root / "cat" / "big.png")
+    with refused(root / "cat" / "big.png", "cannot be opened"):
+        load_dataset(root)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_folder_of_validation_takes_the_place_of_test(tmp_path, caplog, name):
+    two_classes(tmp_path / "train", 3)
+    two_classes(tmp_path / name, 2)
+    assert len(load_dataset(tmp_path).test) == 4 and f"{name}/ takes its place" in caplog.text
+
+
+def test_class_may_be_called_train(tmp_path):
+    root = write_pictures(tmp_path / "vehicles", {name: pictures(3) for name in ("bus", "test", "train")})
+    assert load_dataset(root).spec.classes == ("bus", "test", "train")
+
+
+def test_folder_that_may_not_be_listed_is_named(tmp_path, monkeypatch):
+    root, listed = two_classes(tmp_path / "pets"), Path.iterdir
+
+    def iterdir(path):
+        if path.name == "dog":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with refused(root / "dog", "cannot be listed"):
+        load_dataset(root)
+
+
 def test_hidden_folders_and_other_files_are_left_out(tmp_path):
     root = two_classes(tmp_path / "pets")
     (root / ".cache").mkdir()
@@ -255,8 +331,18 @@ def test_floats_between_0_and_1_keep_their_values(tmp_path):
 def test_other_floats_take_their_range_from_the_training_split(tmp_path, caplog):
     images = np.linspace(-2, 3, 12 * 192).reshape(12, 3, 8, 8)
     data = load_dataset(write_npz(tmp_path / "own.npz", x_train=images, x_test=images[:6] * 2))
-    assert data.spec.value_range == (-2.0, 3.0)
-    assert "range in the training split is -2 to 3" in caplog.text
+    assert data.spec.value_range == (0.0, 1.0) and data.spec.source_range == (-2.0, 3.0)
+    assert "-2 to 3 is stored as 0 to 1" in caplog.text
+    torch.testing.assert_close(data.spec.to_source(data.train.images), torch.from_numpy(images).float())
+
+
+@pytest.mark.parametrize("scale", [lambda x: x.astype(np.float32), lambda x: x / 127.5 - 1], ids=["0..255", "-1..1"])
+def test_bytes_on_any_usual_scale_are_stored_as_those_bytes(tmp_path, scale):
+    plain = load_dataset(write_npz(tmp_path / "own.npz"))
+    floats = {"x_train": scale(noise(12)[0]), "x_test": scale(noise(6, seed=1)[0])}
+    data = load_dataset(write_npz(tmp_path / "own2.npz", **floats))
+    assert torch.equal(data.train.images, plain.train.images) and data.spec.fingerprint == plain.spec.fingerprint
+    assert data.spec.source_range in ((0.0, 255.0), (-1.0, 1.0))
 
 
 def test_splits_on_different_scales_are_refused(tmp_path):
@@ -331,6 +417,43 @@ def test_single_array_called_npz_is_refused(tmp_path):
         np.save(file, np.zeros(3))
     with refused(path, "expected an .npz"):
         load_dataset(path)
+
+
+def test_keys_of_medmnist_are_read_and_the_rest_is_named(tmp_path, caplog):
+    (images, labels), path = noise(12), tmp_path / "pathmnist.npz"
+    keys = {f"{split}_{kind}": x for split in ("train", "val", "test") for kind, x in
+            (("images", images), ("labels", labels[:, None].astype(np.uint8)))}  # fmt: skip
+    np.savez(path, **keys)
+    data = load_dataset(path)
+    assert len(data.test) == 12 and data.train.labels.tolist() == labels.tolist()
+    assert "not read: val_images, val_labels" in caplog.text
+
+
+def test_npz_validation_takes_the_place_of_test(tmp_path, caplog):
+    images, labels = noise(6, seed=1)
+    data = load_dataset(write_npz(tmp_path / "own.npz", x_test=None, y_test=None, x_val=images, y_val=labels))
+    assert len(data.test) == 6 and "x_val takes its place" in caplog.text
+
+
+def test_labels_may_be_names(tmp_path):
+    names = np.array(["dog", "cat"])
+    data = load_dataset(write_npz(tmp_path / "a.npz", y_train=names[noise(12)[1]], y_test=names[noise(6)[1]]))
+    assert (
+        data.spec.classes == ("cat", "dog")
+        and data.train.labels.tolist() == [1, 0] * 6 == data.test.labels.tolist() * 2
+    )
+
+
+@pytest.mark.parametrize("shape", [(10**12, 32, 32), (12, 3, 8, 9)])
+def test_header_that_claims_other_than_is_there_is_refused(tmp_path, shape):
+    path, copy = write_npz(tmp_path / "own.npz"), tmp_path / "copy.npz"
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(copy, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, header.getvalue() if name == "x_train.npy" else source.read(name))
+    with refused(copy, "x_train cannot be read", "0 bytes for an array of shape"):
+        load_dataset(copy)
 
 
 def test_column_of_labels_is_taken_for_labels(tmp_path):
@@ -460,6 +583,37 @@ def test_hugging_face_format_does_not_matter():
 def test_validation_takes_the_place_of_a_missing_test_split(caplog):
     data = load_dataset(datasets.DatasetDict(train=hugging_face(6), validation=hugging_face(4)))
     assert len(data.test) == 4 and "'validation' takes its place" in caplog.text
+
+
+def test_class_names_of_two_splits_are_matched(caplog):
+    test = datasets.Dataset.from_dict(
+        {"img": [picture(seed=i) for i in range(4)], "label": [0, 0, 1, 1]},
+        features=datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["b", "a"])}),
+    )
+    data = load_dataset((hugging_face(6), test))
+    assert data.test.labels.tolist() == [1, 1, 0, 0] and "matched by name" in caplog.text
+    foreign = test.cast_column("label", datasets.ClassLabel(names=["b", "c"]))
+    with refused("class 'c'", "no class of the training split", "a, b"):
+        load_dataset((hugging_face(6), foreign))
+
+
+def test_transform_of_a_hugging_face_set_is_applied(caplog):
+    small = hugging_face(6, size=(12, 12)).with_transform(
+        lambda rows: {**rows, "img": [image.resize((8, 8)) for image in rows["img"]]}
+    )
+    assert load_dataset(small).spec.shape == (3, 8, 8) and "transform is applied once" in caplog.text
+
+
+def test_validation_is_read_where_the_labels_of_test_are_withheld(caplog):
+    hidden = hugging_face(2).map(lambda row: {"label": -1})
+    data = load_dataset(datasets.DatasetDict(train=hugging_face(6), validation=hugging_face(4), test=hidden))
+    assert len(data.test) == 4 and "'validation' takes its place" in caplog.text
+
+
+def test_folder_of_save_to_disk_is_read(tmp_path):
+    whole = datasets.DatasetDict(train=hugging_face(6), test=hugging_face(4))
+    whole.save_to_disk(str(tmp_path / "saved"))
+    assert load_dataset(tmp_path / "saved").spec.fingerprint == load_dataset(whole).spec.fingerprint
 
 
 def test_fine_label_is_preferred_to_others():

@@ -12,6 +12,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import scipy.io as scipy_io
 import torch
 from data_factory import noise, picture, python2_pickle, refused, write_cifar, write_idx, write_mnist
 
@@ -36,7 +37,9 @@ def mnist(tmp_path):
 
 
 def test_unknown_name_lists_the_known_and_mentions_paths():
-    with refused("'minst'", "cifar10, cifar100, digits, fashion_mnist, mnist", "path", by=UsageError):
+    with refused(
+        "'minst'", "cifar10, cifar100, digits, fashion_mnist, mini_speech_commands, mnist, svhn", "path", by=UsageError
+    ):
         load_dataset("minst")
 
 
@@ -410,7 +413,7 @@ def test_download_of_own_data_is_said_to_have_no_effect(tmp_path, caplog):
 def test_source_of_known_files_is_logged(tmp_path, mnist, caplog):
     with caplog.at_level(logging.INFO, "potstill"):
         load_dataset("mnist", data_dir=tmp_path)
-    assert "20 training and 10 test images (1, 28, 28), 10 classes" in caplog.text and str(mnist) in caplog.text
+    assert "20 training and 10 test samples (1, 28, 28), 10 classes" in caplog.text and str(mnist) in caplog.text
 
 
 # Real data
@@ -446,3 +449,33 @@ def test_published_files_give_the_published_data(name, shape, counts, digest, ca
     }[name]
     assert data.spec.mean == pytest.approx(measured[0], abs=1e-4)
     assert data.spec.std == pytest.approx(measured[1], abs=1e-4)
+
+
+# SVHN
+
+
+def write_svhn(folder, number=20):
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, split in enumerate(("train", "test")):
+        images, labels = noise(number, (32, 32, 3), classes=10, seed=seed)
+        content = {"X": images.transpose(1, 2, 3, 0), "y": np.where(labels == 0, 10, labels)[:, None].astype(np.uint8)}
+        scipy_io.savemat(folder / f"{split}_32x32.mat", content)
+    return folder
+
+
+def test_svhn_is_read_from_its_mat_files_and_ten_is_zero(tmp_path):
+    write_svhn(tmp_path / "svhn")
+    data = load_dataset("svhn", data_dir=tmp_path)
+    assert data.spec.shape == (3, 32, 32) and data.spec.mirror is False
+    assert data.train.labels.tolist() == [*range(10)] * 2
+    assert (data.train.images.numpy() == noise(20, (32, 32, 3), classes=10)[0].transpose(0, 3, 1, 2)).all()
+
+
+def test_damaged_or_foreign_mat_file_is_named(tmp_path):
+    path = write_svhn(tmp_path / "svhn") / "train_32x32.mat"
+    path.write_bytes(path.read_bytes()[:3000])
+    with refused(path, "cannot be read"):
+        load_dataset("svhn", data_dir=tmp_path)
+    scipy_io.savemat(path, {"X": np.zeros(3)})
+    with refused(path, "expected X (32, 32, 3, N)"):
+        load_dataset("svhn", data_dir=tmp_path)

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "potstill"
 LEVELS = (
     {"errors", "_version"},
     {"files", "tensors", "escape"},
-    {"spec", "scores", "registry", "seeding", "machine"},
+    {"spec", "spectrogram", "scores", "registry", "seeding", "machine"},
     {"matching"},
     {"networks", "data", "sets"},
     {"learning"},

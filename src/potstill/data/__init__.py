@@ -14,12 +14,14 @@ from ..errors import DataError, UsageError
 from ..spec import LabelledDataset
 from .check import finish
 from .holdout import holdout_split
-from .own import folder, npz, objects  # noqa: F401  (they enter themselves in the registries)
-from .published import cifar, digits, idx  # noqa: F401  (they enter themselves in the registries)
+from .own import folder, npz, objects, sound  # noqa: F401  (they enter themselves in the registries)
+from .published import cifar, digits, idx, speech_commands, svhn  # noqa: F401  (they enter themselves in the registries)
 from .published.hub import from_hub
 from .records import DATASETS, FORMATS, MissingFiles, RawDataset, Size, as_sides, default_data_dir, logger
 
 __all__ = ["DATASETS", "default_data_dir", "holdout_split", "load_dataset"]
+
+ALIASES = {"speech": "mini_speech_commands"}
 
 
 def load_dataset(
@@ -33,14 +35,14 @@ def load_dataset(
     size: Size | None = None,
     seed: int = 0,
 ) -> LabelledDataset:
-    """Read a labelled image data set, check it and measure it.
+    """Read a labelled data set of images or sound, check it and measure it.
 
     What is assumed, converted or left out is said through the logger `potstill`.
 
     Args:
-        source: a known name (digits, mnist, fashion_mnist, cifar10, cifar100), the path of a folder of pictures or
-            of an .npz file, a torch map-style data set or a pair (train, test) of them, or a Hugging Face `Dataset`
-            or `DatasetDict`.
+        source: a known name (digits, mnist, fashion_mnist, cifar10, cifar100, svhn, mini_speech_commands), the
+            path of a folder of pictures or of clips of sound, or of an .npz file, a torch map-style data set or a
+            pair (train, test) of them, or a Hugging Face `Dataset` or `DatasetDict`.
         data_dir: where the files of known sets lie, in the layout they are published in; POTSTILL_DATA_DIR, else
             the user's cache folder, where None.
         download: fetch a known set whose files are not there. Without it the network is never touched.
@@ -58,11 +60,14 @@ def load_dataset(
     """
     if size is not None:
         as_sides(size)
+    if not 0 < holdout < 1:
+        raise UsageError(f"holdout={holdout}: need a fraction between 0 and 1")
     raw = _read(source, Path(data_dir).expanduser() if data_dir else default_data_dir(), download, size)
     return finish(raw, normalisation=normalisation, holdout=holdout, size=size, mirror=mirror, seed=seed)
 
 
 def _read(source: Any, data_dir: Path, download: bool, size: Size | None) -> RawDataset:
+    source = ALIASES.get(source, source) if isinstance(source, str) else source
     if isinstance(source, str) and source in DATASETS:
         return _read_known(source, data_dir, download)
     if download:

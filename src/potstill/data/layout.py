@@ -13,6 +13,9 @@ from torch.nn import functional
 from ..errors import DataError
 from .records import MIN_SIDE, RawSplit, Size, as_sides
 
+TOLERANCE = 1e-6  # of a pixel that passed through another range
+NOMINAL = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))  # ranges that pixels are usual in
+
 CHUNK = 1024  # images converted at a time: bounds the float copy of a uint8 set
 
 
@@ -69,6 +72,30 @@ def _as_floats(images: np.ndarray, origin: str) -> np.ndarray:
     return images
 
 
+def source_range(train: Tensor, test: Tensor, origin: str) -> tuple[float, float]:
+    """The numbers of a float set that become 0 and 1: a usual range of pixels, else that of the training split.
+
+    Raises:
+        DataError: training pixels are in [0, 1], test pixels are not.
+    """
+    (low, high), (low_test, high_test) = (tuple(map(float, x.aminmax())) for x in (train, test))
+    if low >= 0 and high <= 1 and (low_test < 0 or high_test > 1):
+        raise DataError(
+            f"{origin}: pixels from {low_test:g} to {high_test:g}, expected 0 to 1 as in the training split: "
+            "scale both splits alike"
+        )
+    for bottom, top in NOMINAL:
+        # A range that is mostly empty is not the one meant: sound in 0..3 is not 0..255.
+        if bottom <= min(low, low_test) and max(high, high_test) <= top and high > top / 4:
+            return bottom, top
+    return (low, high) if low < high else (low, low + 1)
+
+
+def scaled(samples: Tensor, low: float, high: float) -> Tensor:
+    """Float samples with `low` at 0 and `high` at 1."""
+    return samples if (low, high) == (0, 1) else (samples - low) / (high - low)
+
+
 def exact_bytes(images: Tensor) -> Tensor | None:
     """The uint8 images that these float pixels are, divided by 255; None if they are anything else.
 
@@ -80,7 +107,7 @@ def exact_bytes(images: Tensor) -> Tensor | None:
     whole = torch.empty(images.shape, dtype=torch.uint8)
     for pixels, target in zip(images.split(CHUNK), whole.split(CHUNK), strict=True):
         scaled = (pixels * 255).round().clamp(0, 255)
-        if not torch.equal(scaled / 255, pixels):
+        if (scaled / 255 - pixels).abs().max() > TOLERANCE:
             return None
         target.copy_(scaled)
     return whole

@@ -14,14 +14,6 @@ from .layout import CHUNK
 from .records import Statistics
 
 
-def value_range(images: Tensor) -> tuple[float, float]:
-    """(0, 1) for bytes and for floats that stay within it, else the lowest and highest value found."""
-    if images.dtype == torch.uint8:
-        return (0.0, 1.0)
-    low, high = (float(value) for value in images.aminmax())
-    return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
-
-
 def channel_statistics(images: Tensor) -> Statistics:
     """Mean and standard deviation per channel over all pixels of `(N, C, H, W)`, on the pixel scale.
 

@@ -21,6 +21,7 @@ from ..registry import Registry
 logger = logging.getLogger("potstill")
 
 MIN_SIDE = 8  # the smallest height or width any network here can pool
+MAX_SIDE = 1024  # the largest that a size may ask for
 
 Size = int | tuple[int, int]
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
@@ -32,13 +33,15 @@ class RawSplit:
 
     Attributes:
         images: `(N, C, H, W)`, `(N, H, W, C)` or `(N, H, W)`, uint8 or float.
-        labels: `(N,)`, should be integers from 0.
+        labels: `(N,)` or `(N, 1)`, integers from 0 or names of classes.
         origin: where they came from (a file, a key, a split), for error messages.
+        classes: the names that this split's integers stand for, where it brings its own.
     """
 
     images: np.ndarray
     labels: np.ndarray
     origin: str
+    classes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class RawDataset:
     """Everything a reader knows; None where it does not know and `finish` has to decide and say so.
 
     Attributes:
+        classes: names by label; where None those of the training split, else numbers.
         common: mean and std in wide use for this set, on the [0, 1] scale.
         published: numbers of training and test images of the complete set.
     """
@@ -58,6 +62,7 @@ class RawDataset:
     licence: str = ""
     common: Statistics | None = None
     published: tuple[int, int] | None = None
+    modality: str = "image"
 
 
 @dataclass(frozen=True)
@@ -74,10 +79,13 @@ class KnownSet:
     published: tuple[int, int]
     licence: str = ""
     common: Statistics | None = None
+    modality: str = "image"
 
     def with_splits(self, train: RawSplit, test: RawSplit) -> RawDataset:
         """The same facts around arrays from any source: local files or the hub."""
-        return RawDataset(self.name, train, test, self.classes, self.mirror, self.licence, self.common, self.published)
+        return RawDataset(
+            self.name, train, test, self.classes, self.mirror, self.licence, self.common, self.published, self.modality
+        )
 
 
 # Called with (source, size); answers None for a source that is not of its format.
@@ -112,13 +120,28 @@ def default_data_dir() -> Path:
     return Path(cache).expanduser() / "potstill" / "data"
 
 
+def check_memory(numbers: int, origin: str) -> None:
+    """Refuse arrays of `numbers` bytes that this machine cannot hold, before they are allocated.
+
+    Raises:
+        DataError: by what they would take.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if numbers > memory:
+        raise DataError(
+            f"{origin}: takes {numbers / 1e9:,.1f} GB, this machine has {memory / 1e9:,.1f}: "
+            "give fewer samples or a smaller size="
+        )
+
+
 def as_sides(size: Size) -> tuple[int, int]:
     """(height, width) from what the user gave: one number for a square, or both.
 
     Raises:
-        UsageError: a side is not an integer of at least 8.
+        UsageError: a side is not an integer from 8 to 1024.
     """
     sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side >= MIN_SIDE for side in sides):
-        raise UsageError(f"size={size}: need one side or (height, width), each an integer of at least {MIN_SIDE}")
+    if len(sides) != 2 or not all(type(side) is int and MIN_SIDE <= side <= MAX_SIDE for side in sides):
+        wanted = f"each an integer of at least {MIN_SIDE} and at most {MAX_SIDE}"
+        raise UsageError(f"size={size}: need one side or (height, width), {wanted}")
     return sides[0], sides[1]

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy
 
 from ...errors import DataError
-from ..records import FORMATS, RawDataset, RawSplit, Size, reason
+from ..records import FORMATS, RawDataset, RawSplit, Size, check_memory, logger, reason
 
-KEYS = ("x_train", "y_train", "x_test", "y_test", "class_names")
+# Keys of images and labels; the second spelling is MedMNIST's. The first pair found is the split.
+TRAIN = (("x_train", "y_train"), ("train_images", "train_labels"), ("X_train", "y_train"))
+TEST = (
+    ("x_test", "y_test"),
+    ("test_images", "test_labels"),
+    ("X_test", "y_test"),
+    ("x_val", "y_val"),
+    ("val_images", "val_labels"),
+    ("x_valid", "y_valid"),
+)
+NAMES = "class_names"
 
 
 @FORMATS.register("npz")
@@ -24,40 +35,77 @@ def read_npz(source: Any, size: Size | None) -> RawDataset | None:
     """
     if not isinstance(source, Path) or not source.is_file() or source.suffix.lower() != ".npz":
         return None
-    arrays = _read_arrays(source)
-    train = _split(source, arrays, "train")
-    test = _split(source, arrays, "test") if {"x_test", "y_test"} & set(arrays) else None
-    names = arrays.get("class_names")
-    return RawDataset(source.stem, train, test, None if names is None else _class_names(source, names))
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    key = "the archive"
     try:
-        # Opened here: numpy leaves a file that is no archive open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {}
-            for key in set(KEYS) & set(archive.files):
-                arrays[key] = archive[key]
-            return arrays
-    except (AttributeError, EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as problem:
-        # AttributeError and TypeError: a single array or nothing that can be entered, under the name of an archive.
-        raise DataError(
-            f"{path}: {key} cannot be read ({reason(problem)}), expected an .npz of plain numbers and strings"
-        ) from problem
+        with zipfile.ZipFile(source) as archive:
+            return _read_archive(source, archive)
+    except DataError:
+        raise
+    except Exception as problem:  # zipfile and zlib fail in many ways on damaged files
+        raise _unreadable(source, "the archive", problem) from problem
 
 
-def _split(path: Path, arrays: dict[str, np.ndarray], which: str) -> RawSplit:
-    images, labels = f"x_{which}", f"y_{which}"
-    for key in (images, labels):
-        if key not in arrays:
-            raise DataError(f"{path}: holds {', '.join(sorted(arrays)) or 'no known key'}, expected {key} too")
-        if arrays[key].ndim == 0:
-            raise DataError(f"{path}: {key} is a single value, expected one entry per image")
-    return RawSplit(arrays[images], arrays[labels], f"{path} ({images}, {labels})")
+def _read_archive(path: Path, archive: zipfile.ZipFile) -> RawDataset:
+    members = {name.removesuffix(".npy"): name for name in archive.namelist()}
+    train_keys = _keys(path, members, TRAIN) or TRAIN[0]
+    test_keys = _keys(path, members, TEST)
+    unread = sorted(set(members) - {*train_keys, *(test_keys or ()), NAMES})
+    if unread:
+        logger.warning("%s: not read: %s", path.name, ", ".join(unread[:10]))
+    if test_keys and test_keys not in TEST[:3]:
+        logger.warning("%s: no test split found; %s takes its place", path.name, test_keys[0])
+
+    def split(keys: tuple[str, str]) -> RawSplit:
+        for key in keys:
+            if key not in members:
+                raise DataError(f"{path}: holds {', '.join(sorted(members)) or 'nothing'}, expected {key} too")
+        images, labels = (_array(path, archive, members[key]) for key in keys)
+        return RawSplit(images, labels, f"{path} ({', '.join(keys)})")
+
+    names = _class_names(path, _array(path, archive, members[NAMES])) if NAMES in members else None
+    return RawDataset(path.stem, split(train_keys), split(test_keys) if test_keys else None, names)
+
+
+def _keys(path: Path, members: dict[str, str], spellings: tuple[tuple[str, str], ...]) -> tuple[str, str] | None:
+    """The first spelling of which both keys are there, else the first of which one is."""
+    for enough in (all, any):
+        for keys in spellings:
+            if enough(key in members for key in keys):
+                return keys
+    return None
+
+
+def _array(path: Path, archive: zipfile.ZipFile, member: str) -> np.ndarray:
+    """One array, once its header is known to say no more than the member holds."""
+    key = member.removesuffix(".npy")
+    try:
+        with archive.open(member) as file:
+            version = npy.read_magic(file)
+            shape, _, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(file)
+            held, said = archive.getinfo(member).file_size - file.tell(), math.prod(shape) * dtype.itemsize
+        if held != said and not dtype.hasobject:
+            raise ValueError(f"{held} bytes for an array of shape {shape} and type {dtype}")
+        check_memory(said, f"{path} ({key})")
+        with archive.open(member) as file:
+            array = npy.read_array(file, allow_pickle=False)
+    except DataError:
+        raise
+    except Exception as problem:  # as above
+        raise _unreadable(path, key, problem) from problem
+    if array.ndim == 0:
+        raise DataError(f"{path}: {key} is a single value, expected one entry per image")
+    return array
+
+
+def _unreadable(path: Path, what: str, problem: Exception) -> DataError:
+    return DataError(
+        f"{path}: {what} cannot be read ({reason(problem)}), expected an .npz of plain numbers and strings"
+    )
 
 
 def _class_names(path: Path, names: np.ndarray) -> tuple[str, ...]:
     if names.ndim != 1 or names.dtype.kind not in "US" or len(set(names.tolist())) != len(names):
         raise DataError(f"{path}: class_names of type {names.dtype} and shape {names.shape}, expected distinct strings")
-    return tuple(names.astype(str).tolist())
+    try:
+        return tuple(names.astype(str).tolist())
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: class_names are bytes beyond ASCII, expected strings") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from ...errors import DataError, UsageError
-from ..records import FORMATS, RawDataset, RawSplit, Size, logger
+from ...errors import DataError, MissingExtra, UsageError
+from ..records import FORMATS, RawDataset, RawSplit, Size, logger, reason
+from .folder import is_saved_by_datasets
 from .pictures import Picture, decode, plan
 
 Items = tuple[list[Any], np.ndarray]  # images as the data set gives them, labels (N,)
@@ -37,8 +39,7 @@ def read_torch(source: Any, size: Size | None) -> RawDataset | None:
         return None
     items = [_torch_items(split, which) for split, which in zip(splits, ("train", "test"), strict=False)]
     name = type(splits[0]).__name__.lower()
-    classes = getattr(splits[0], "classes", None)
-    return _to_raw(name, items, tuple(map(str, classes)) if isinstance(classes, (tuple, list)) else None, size)
+    return _to_raw(name, items, [_class_names(split) for split in splits], size)
 
 
 @FORMATS.register("huggingface")
@@ -50,15 +51,37 @@ def read_huggingface(source: Any, size: Size | None) -> RawDataset | None:
     Raises:
         DataError: no train split, no column of images, or no column of class labels.
     """
+    if isinstance(source, Path) and source.is_dir() and is_saved_by_datasets(source):
+        source = _load_from_disk(source)
     if not _is_huggingface(source):
         return None
     splits = _named_splits(source)
     image, label = _columns(splits[0])
-    # Without a format the library hands out PIL pictures; a user's torch or numpy format would change that.
-    plain = [split.with_format(None) for split in splits]
-    items = [(list(split[image]), np.array(split[label])) for split in plain]
+    items = [(_images(split, image), np.array(split.with_format(None)[label])) for split in splits]
     name = getattr(splits[0].info, "dataset_name", None) or "huggingface"
-    return _to_raw(name, items, tuple(splits[0].features[label].names), size)
+    return _to_raw(name, items, [getattr(split.features.get(label), "names", None) for split in splits], size)
+
+
+def _load_from_disk(path: Path) -> Any:
+    try:
+        from datasets import load_from_disk  # takes a second to import, and is optional
+    except ImportError:
+        raise MissingExtra(f"{path} was written by save_to_disk; reading it", "hub") from None
+    try:
+        return load_from_disk(str(path))
+    except Exception as problem:  # of pyarrow, of json: all mean the same to the user
+        raise DataError(f"{path}: cannot be read ({reason(problem)}), expected a folder of save_to_disk") from problem
+
+
+def _images(split: Any, column: str) -> list[Any]:
+    """Pictures as the library decodes them, or as the user's own transform changes them.
+
+    A torch or numpy format would only change their type, and is left aside.
+    """
+    if split.format["type"] != "custom":
+        return list(split.with_format(None)[column])
+    logger.warning("the data set's transform is applied once, to each picture")
+    return [split[number][column] for number in range(len(split))]
 
 
 def _is_map_style(source: Any) -> bool:
@@ -67,19 +90,30 @@ def _is_map_style(source: Any) -> bool:
 
 
 def _torch_items(dataset: Any, which: str) -> Items:
-    images, labels = [], []
+    images: list[Any] = []
+    labels: list[int | str] = []
     for number in range(len(dataset)):
         item = dataset[number]
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             raise DataError(f"{which} item {number}: {type(item).__name__}, expected a pair (image, label)")
         images.append(item[0])
         labels.append(_label(item[1], f"{which} item {number}"))
-    return images, np.array(labels, dtype=np.int64)
+    if len({type(label) for label in labels}) > 1:
+        raise DataError(f"{which}: some labels are names and some are integers, expected one kind")
+    return images, np.array(labels)
 
 
-def _label(label: Any, origin: str) -> int:
+def _class_names(dataset: Any) -> tuple[str, ...] | None:
+    classes = getattr(dataset, "classes", None)
+    return tuple(map(str, classes)) if isinstance(classes, (tuple, list)) else None
+
+
+def _label(label: Any, origin: str) -> int | str:
+    """An integer, alone or in an array of one; or the name of a class."""
+    if isinstance(label, str):
+        return label
     try:
-        return operator.index(label)
+        return operator.index(label.item() if getattr(label, "shape", ()) == (1,) else label)
     except TypeError:
         raise DataError(f"{origin}: label {label!r} of type {type(label).__name__}, expected an integer") from None
 
@@ -101,10 +135,18 @@ def _named_splits(source: Any) -> Sequence[Any]:
         return source if isinstance(source, (tuple, list)) else (source,)
     if "train" not in source:
         raise DataError(f"splits {', '.join(source) or 'none'} found, expected train (and test)")
-    test = next((which for which in ("test", "validation", "valid") if which in source), None)
+    found = [which for which in ("test", "validation", "valid", "val") if which in source]
+    test = next((which for which in found if not _is_withheld(source[which])), *found[:1] or (None,))
     if test not in ("test", None):
-        logger.warning("no test split found; %r takes its place", test)
+        logger.warning("no test split with labels found; %r takes its place", test)
     return (source["train"], source[test]) if test else (source["train"],)
+
+
+def _is_withheld(split: Any) -> bool:
+    """Whether every label is the -1 of a split for a competition."""
+    library = sys.modules["datasets"]
+    labels = [name for name, feature in split.features.items() if isinstance(feature, library.ClassLabel)]
+    return any(set(split.with_format(None)[name]) == {-1} for name in labels)
 
 
 def _columns(split: Any) -> tuple[str, str]:
@@ -112,6 +154,9 @@ def _columns(split: Any) -> tuple[str, str]:
     features = split.features.items()
     images = [name for name, feature in features if isinstance(feature, library.Image)]
     labels = [name for name, feature in features if isinstance(feature, library.ClassLabel)]
+    labels = labels or [
+        name for name in ("label", "labels") if getattr(split.features.get(name), "dtype", "") == "string"
+    ]
     preferred = [name for name in ("label", "fine_label") if name in labels]
     label = preferred[:1] or labels
     if len(images) != 1 or len(label) != 1:
@@ -122,7 +167,7 @@ def _columns(split: Any) -> tuple[str, str]:
     return images[0], label[0]
 
 
-def _to_raw(name: str, items: list[Items], classes: tuple[str, ...] | None, size: Size | None) -> RawDataset:
+def _to_raw(name: str, items: list[Items], classes: Sequence[Sequence[str] | None], size: Size | None) -> RawDataset:
     """Arrays from item lists; pictures of unequal size are resized, arrays of unequal shape are refused."""
     for which, (images, _) in zip(("train", "test"), items, strict=False):
         if not images:
@@ -134,10 +179,10 @@ def _to_raw(name: str, items: list[Items], classes: tuple[str, ...] | None, size
     else:
         arrays = [_stack(images, which) for (images, _), which in zip(items, ("train", "test"), strict=False)]
     splits = [
-        RawSplit(array, labels, f"{name} ({which})")
-        for array, (_, labels), which in zip(arrays, items, ("train", "test"), strict=False)
+        RawSplit(array, labels, f"{name} ({which})", tuple(names) if names else None)
+        for array, (_, labels), which, names in zip(arrays, items, ("train", "test"), classes, strict=False)
     ]
-    return RawDataset(name, splits[0], splits[1] if len(splits) > 1 else None, classes)
+    return RawDataset(name, splits[0], splits[1] if len(splits) > 1 else None)
 
 
 def _pictures(images: list[Any], which: str) -> list[Picture]:

@@ -11,11 +11,12 @@ from ..records import DATASETS, RawDataset, logger, reason
 
 @dataclass(frozen=True)
 class Repository:
-    """Where a set lies on the hub. `revision` is a branch, a tag or a commit."""
+    """Where a set lies on the hub. `revision` is a branch, a tag or a commit; `config` one of several sets in it."""
 
     name: str
     megabytes: int
     revision: str = "main"
+    config: tuple[str, ...] = ()
 
 
 REPOSITORIES = {
@@ -23,6 +24,7 @@ REPOSITORIES = {
     "fashion_mnist": Repository("zalando-datasets/fashion_mnist", 37),
     "cifar10": Repository("uoft-cs/cifar10", 144),
     "cifar100": Repository("uoft-cs/cifar100", 142),
+    "svhn": Repository("ufldl-stanford/svhn", 211, config=("cropped_digits",)),
 }
 
 
@@ -43,7 +45,7 @@ def from_hub(name: str) -> RawDataset:
     address = f"huggingface.co/datasets/{place.name}, revision {place.revision}"
     logger.warning("%s: downloading about %d MB from %s", name, place.megabytes, address)
     try:
-        content = load_dataset(place.name, revision=place.revision)
+        content = load_dataset(place.name, *place.config, revision=place.revision)
     except Exception as problem:  # of the network, the server, the library's cache: all mean the same to the user
         failed = f"{name}: download from {address} failed ({reason(problem)})"
         raise DataError(f"{failed}: check the connection, or place the published files") from problem

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import UsageError
 from ..synthetic import SyntheticSet
-from . import exact, folder, huggingface  # noqa: F401  (they enter themselves in the registry)
+from . import exact, folder, huggingface, wav  # noqa: F401  (they enter themselves in the registry)
 from .base import EXPORTS
 from .eight_bit import quantise
 from .pt import read_pt
@@ -31,9 +31,9 @@ def export(
     """Write `synthetic` in the form `to`; what appears at `destination` is complete, or nothing does.
 
     Args:
-        destination: the folder to make for huggingface and folder, else the file; .pt or .safetensors is appended
+        destination: the folder to make for huggingface, folder and wav, else the file; .pt or .safetensors is appended
             where it has no such suffix.
-        to: huggingface, folder, pt, pt-data or safetensors.
+        to: huggingface, folder, pt, pt-data, safetensors, or wav for sound.
         overwrite: replace an earlier export in the same form.
         facts: what the set itself does not know, for the card: "scores" and "eight_bit_scores", see `card`.
     Returns:
