@@ -99,7 +99,7 @@ def test_keys_reach_the_recipe_and_method_keys_win(toy_dataset: LabelledDataset)
 
 
 def test_a_misspelt_method_key_is_refused_by_name(toy_dataset: LabelledDataset) -> None:
-    with pytest.raises(potstill.UsageError, match=r"unknown recipe key 'method\.step' of method 'dsdm': known are"):
+    with pytest.raises(potstill.UsageError, match=r"'method\.step' of method 'dsdm': did you mean method\.steps\?"):
         potstill.distill(toy_dataset, step=3)
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from potstill.checks import at_least
 from potstill.errors import UsageError
 from potstill.methods import METHODS
 from potstill.recipe import merge, parse_assignments, read_recipe, recipe_names, resolve
+from potstill.recipe.text import from_yaml, to_yaml
 
 NAMES = recipe_names()
 
@@ -180,15 +185,15 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"fidelity": "exact"}, "fidelity='exact'", "paper, code, potstill"),
     ({"fidelity": ["paper"]}, "'fidelity'", "expected a name"),
     ({"ipc": 0}, "ipc=0", "at least 1"),
-    ({"ipc": None}, "'ipc'", "int"),
-    ({"ipc": 2.5}, '"ipc"', "int"),
-    ({"ipc": "ten"}, '"ipc"', "int"),
-    ({"factor": 2}, '"factor"', "tuple"),
-    ({"factor": [2]}, '"factor"', "2 elements"),
+    ({"ipc": None}, "ipc=null", "need a whole number"),
+    ({"ipc": 2.5}, "ipc=2.5", "need a whole number"),
+    ({"ipc": "ten"}, "ipc='ten'", "need a whole number"),
+    ({"factor": 2}, "factor=2", "a list of 2 whole numbers"),
+    ({"factor": [2]}, "factor=[2]", "a list of 2 whole numbers"),
     ({"factor": [4, 1]}, "factor=4,1", "1, 2 or 3"),
-    ({"method.steps": "many"}, '"method.steps"', "int"),
+    ({"method.steps": "many"}, "method.steps='many'", "a whole number"),
     ({"method.steps": -1}, "method.steps=-1", "at least 1"),
-    ({"method.augment": None}, "'method.augment'", "str"),
+    ({"method.augment": None}, "method.augment=null", "a text"),
     ({"method.clamp": "maybe"}, "method.clamp='maybe'", "after, before, never"),
     ({"pool.schedule": "slow"}, "pool.schedule='slow'", "fast, paper"),
     ({"pool.epochs": 0}, "pool.epochs=0", "at least 1"),
@@ -203,17 +208,34 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"init.kind": "zeros"}, "init.kind='zeros'", "mix, real, noise"),
     ({"init.pick": "last"}, "init.pick='last'", "seeded, first"),
     ({"init.resize": "cubic"}, "init.resize='cubic'", "area, nearest"),
-    ({"saving.keep": [3, -5]}, "saving.keep=-5", "from 0"),
+    ({"saving.keep": [3, -5]}, "saving.keep=-5", "at least 0"),
     ({"saving.every": 0}, "saving.every=0", "at least 1"),
+    ({"saving.minutes": 0}, "saving.minutes=0", "above 0"),
     ({"budget.minutes": 0}, "budget.minutes=0", "above 0"),
     ({"budget.minutes": float("nan")}, "budget.minutes=nan", "above 0"),
     ({"budget.minutes": float("inf")}, "budget.minutes=inf", "above 0"),
-    ({"budget.minutes": "long"}, '"budget.minutes"', "float"),
-    ({"saving.keep": 3}, '"saving.keep"', "tuple"),
-    ({"runtime.threads": "all"}, "runtime.threads='all'", "auto or a whole number"),
-    ({"runtime.chunk": "big"}, "runtime.chunk='big'", "auto or a whole number"),
-    ({"data.size": [8, 8, 8]}, '"data.size"', "int"),
-    ({"ipc.per_class": 3}, '"ipc"', "int"),
+    ({"budget.minutes": "long"}, "budget.minutes='long'", "a number or null"),
+    ({"saving.keep": 3}, "saving.keep=3", "a list of whole numbers"),
+    ({"runtime.threads": "all"}, "runtime.threads='all'", "a whole number or auto"),
+    ({"runtime.chunk": "big"}, "runtime.chunk='big'", "a whole number or auto"),
+    ({"data.size": [8, 8, 8]}, "data.size=[8, 8, 8]", "a whole number or null"),
+    ({"ipc.per_class": 3}, "ipc={'per_class': 3}", "a whole number"),
+    ({"evaluation.epochs": True}, "evaluation.epochs=true", "a whole number or null"),
+    ({"data.name": False}, "data.name=false", "a text (put it in quotes)"),
+    ({"data.name": 2020}, "data.name=2020", "a text (put it in quotes)"),
+    ({"data.name": " "}, "data.name=''", "a known name"),
+    ({"data.normalisation": "mean"}, "data.normalisation='mean'", "measured, common"),
+    ({"data.holdout": -5}, "data.holdout=-5", "above 0 and below 1"),
+    ({"data.size": 0}, "data.size=0", "at least 1"),
+    ({"pool.snapshots": [2, 9]}, "pool.snapshots=[2, 9]", "0..6"),
+    ({"pool.snapshots": [True]}, "pool.snapshots=[True]", "a list of numbers"),
+    ({"runtime.device": "cup"}, "runtime.device='cup'", "cpu, cuda, cuda:N"),
+    ({"runtime.precision": "fp8"}, "runtime.precision='fp8'", "auto, fp32, bf16"),
+    ({"runtime.compile": "maybe"}, "runtime.compile='maybe'", "true or false or auto"),
+    ({"runtime.threads": 0}, "runtime.threads=0", "at least 1"),
+    ({"evaluation.at_once": 0}, "evaluation.at_once=0", "at least 1"),
+    ({"a." * 5000: 3}, "unknown recipe key 'a.a.", "no key lies so deep"),
+    ({"method.optimizer": "9" * 5000}, "method.optimizer='99", "sgd, adam"),
 ]
 
 
@@ -224,6 +246,96 @@ def test_a_bad_value_gives_one_line_with_its_key_and_what_would_do(layer: dict[s
     message = str(caught.value)
     assert key in message and valid in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "bound"),
+    [
+        ("ipc", 10**9, "1,000,000"),
+        ("pool.members", 10**9, "1,000"),
+        ("pool.epochs", 10**9, "1,000,000"),
+        ("runtime.threads", 10**9, "1,024"),
+        ("runtime.chunk", 10**9, "1,000,000"),
+        ("evaluation.nets", 10**9, "10,000"),
+        ("evaluation.epochs", 10**9, "1,000,000"),
+        ("evaluation.at_once", 10**9, "10,000"),
+        ("data.size", 10**9, "4,096"),
+        ("saving.every", 10**10, "1,000,000,000"),
+        ("seed", 2**63, f"{2**63 - 1:,}"),
+        ("pool.seed", 10**30, f"{2**63 - 1:,}"),
+    ],
+)
+def test_a_number_that_would_fill_the_memory_is_refused_by_its_bound(key: str, value: int, bound: str) -> None:
+    with pytest.raises(UsageError, match=rf"{key}=.*{value}.*at most {bound}\b"):
+        resolve({key: value})
+
+
+@pytest.mark.parametrize(
+    ("layer", "meant"),
+    [
+        ({"method.step": 3}, "method.steps"),
+        ({"pool": {"member": 3}}, "pool.members"),
+        ({"evalution.nets": 3}, "evaluation"),
+        ({"icp": 3}, "ipc"),
+    ],
+)
+def test_a_misspelt_key_is_answered_with_the_nearest_one(layer: dict[str, Any], meant: str) -> None:
+    with pytest.raises(UsageError, match=rf"did you mean {meant}\? known are "):
+        resolve(layer)
+
+
+@dataclass(frozen=True)
+class Bank:
+    draws: int = 4
+    gigabytes: float = 1.0
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "draws")
+
+
+@dataclass(frozen=True)
+class Sectioned:
+    """A method's keys in sections."""
+
+    bank: Bank = field(default_factory=Bank)
+    rates: tuple[float, ...] = (0.1,)
+
+
+@pytest.fixture
+def sectioned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(METHODS["random"], "Config", Sectioned)
+
+
+def test_a_methods_keys_may_lie_in_sections(sectioned: None) -> None:
+    recipe = resolve({"method.name": "random", "method.bank.draws": 7}, {"method": {"bank": {"gigabytes": 2}}})
+    assert recipe.method == Sectioned(Bank(7, 2.0))
+    assert resolve(from_yaml(recipe.to_yaml())) == recipe
+
+
+@pytest.mark.parametrize(
+    ("layer", "complaint"),
+    [
+        ({"method.bank.draws": 0}, "method.bank.draws=0: need at least 1"),
+        ({"method.bank.draws": "few"}, "method.bank.draws='few': need a whole number"),
+        ({"method.bank.draw": 1}, "unknown recipe key 'method.bank.draw': did you mean method.bank.draws?"),
+        ({"method.bank": 3}, "recipe key 'method.bank': expected a section of keys, found 3"),
+        ({"method.rates": [0.1, "x"]}, "method.rates=[0.1, 'x']: need a list of numbers"),
+    ],
+)
+def test_a_wrong_key_in_a_methods_section_is_named_in_full(
+    sectioned: None, layer: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve({"method.name": "random"}, layer)
+    assert str(caught.value).startswith(complaint)
+
+
+def test_a_recipe_is_resolved_in_milliseconds() -> None:
+    resolve({})
+    started = time.perf_counter()
+    for _ in range(20):
+        resolve({"method.steps": 7, "pool": {"members": 2}})
+    assert (time.perf_counter() - started) / 20 < 0.02  # half a millisecond, on a machine that is not busy
 
 
 def test_a_key_below_a_single_value_is_refused() -> None:
@@ -249,7 +361,7 @@ def test_words_that_are_no_keys_are_refused(words: list[str], complaint: str) ->
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [("a: [1,", "not valid YAML"), ("- 1", "a recipe is a mapping of keys, found list"), ("", "found NoneType")],
+    [("a: [1,", "not valid YAML"), ("- 1", "a recipe is a mapping of keys, found a list"), ("", "found nothing")],
 )
 def test_a_file_that_is_no_recipe_is_refused_in_one_line(content: str, complaint: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
@@ -257,6 +369,72 @@ def test_a_file_that_is_no_recipe_is_refused_in_one_line(content: str, complaint
     with pytest.raises(UsageError, match=complaint) as caught:
         read_recipe(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+BOMB = "a: &a {k: 1}\n" + "".join(
+    f"{name}: &{name} {{{', '.join(f'k{i}: *{last}' for i in range(9))}}}\n" for last, name in pairwise("abcdefgh")
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("pool: {members: 1}\nipc: 2\npool: {epochs: 1}\n", "line 3: key 'pool' is given twice"),
+        ("pool: {epochs: 1, epochs: 2}\n", "line 1: key 'epochs' is given twice"),
+        (BOMB, r"aliases such as \*a are not read"),
+        ("ipc: &a [*a]", r"aliases such as \*a"),
+        ("[" * 3000, "nested too deeply"),
+        ("ipc: " + "9" * 5000, "not valid YAML"),
+        ("ipc: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        ("ipc: !!int 0x_", "not valid YAML"),
+        ("? [1, 2]\n: 3\n", "not valid YAML"),
+        ("ipc: \x00", "not valid YAML"),
+        ("a" * 1_000_001, "too large for a recipe"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_a_file_that_does_harm_is_refused_in_one_line(content: str, complaint: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=complaint) as caught:
+        read_recipe(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_utf8_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(b"ipc: 3\n\xff\xfe")
+    with pytest.raises(UsageError, match=r"recipe.yaml: not a text in UTF-8 \(invalid start byte at byte 7\)"):
+        read_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("no", "no"),
+        ("on", "on"),
+        ("2020-11-12", "2020-11-12"),
+        ("1:30", "1:30"),
+        ("0x10", "0x10"),
+        ("010", 10),
+        ("1e3", 1000.0),
+        ("-2.5E-1", -0.25),
+        (".inf", float("inf")),
+        ("true", True),
+        ("null", None),
+        ("", None),
+        ("'12'", "12"),
+    ],
+)
+def test_plain_words_are_read_as_yaml_1_2_has_them(text: str, value: Any) -> None:
+    found = from_yaml(text)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("value", ["no", "1e3", "12", "2020-11-12", "null", "", "true", "*a", 1e-05, 3, None, True, []])
+def test_what_is_written_reads_back_to_the_same(value: Any) -> None:
+    found = from_yaml(to_yaml({"key": [value, value]}))["key"]
+    assert found == [value, value] and type(found[0]) is type(value)
 
 
 def test_an_unknown_recipe_lists_the_shipped_ones() -> None:

@@ -1,0 +1,125 @@
+"""Layers of a recipe: nested dictionaries, or flat ones with dotted keys, from files, command-line words and Python.
+
+Several become one by `merge`, later ones over earlier ones, key by key.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from .text import from_yaml
+
+Layer = Mapping[str, Any]
+
+#: Bytes of a recipe file at most: the longest shipped one has a few hundred.
+LARGEST_FILE = 1_000_000
+#: Sections within sections, and more than any recipe has.
+DEEPEST = 8
+
+
+def merge(*layers: Layer) -> dict[str, Any]:
+    """One nested dictionary; dotted keys open sections, later layers win key by key.
+
+    Raises:
+        UsageError: a key below one that has a single value, or below too many others.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        _put(merged, layer, ())
+    return merged
+
+
+def _put(target: dict[str, Any], layer: Layer, above: tuple[str, ...]) -> None:
+    for dotted, value in layer.items():
+        *sections, key = path = str(dotted).split(".")
+        if len(above) + len(path) > DEEPEST:
+            raise UsageError(f"unknown recipe key {'.'.join((*above, *path))[:60]!r}: no key lies so deep")
+        place = target
+        for name in sections:
+            place = place.setdefault(name, {})
+            if not isinstance(place, dict):
+                raise UsageError(f"recipe key {'.'.join(path)!r}: {name!r} has a single value, not a section")
+        if isinstance(value, Mapping):
+            if not isinstance(place.get(key), dict):
+                place[key] = {}
+            _put(place[key], value, (*above, *path))
+        else:
+            place[key] = value
+
+
+def read_recipe(source: str | Path) -> dict[str, Any]:
+    """The layer in a recipe file: a path, or the name of a shipped recipe such as "dsdm/cifar10_ipc10".
+
+    Raises:
+        UsageError: no such file or recipe (the shipped ones are listed), or not a mapping in YAML.
+    """
+    if os.path.isfile(source):
+        return parse_recipe(_text_of(Path(source)), str(source))
+    shipped = _shipped()
+    if str(source) not in shipped:
+        raise UsageError(f"no recipe {str(source)!r}: give a file, or one of {', '.join(recipe_names())}")
+    return parse_recipe(shipped[str(source)], str(source))
+
+
+def parse_recipe(text: str, source: str) -> dict[str, Any]:
+    """The layer in a recipe's text; `source` is named in errors."""
+    try:
+        layer = from_yaml(text)
+    except ValueError as error:
+        raise UsageError(f"{source}: not valid YAML ({error})") from error
+    if not isinstance(layer, dict):
+        found = "nothing" if layer is None else f"a {type(layer).__name__}"
+        raise UsageError(f"{source}: a recipe is a mapping of keys, found {found}")
+    return layer
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes in the package."""
+    return sorted(_shipped())
+
+
+def parse_assignments(words: Iterable[str]) -> dict[str, Any]:
+    """Flat layer from command-line words: `--method.steps 2000` or `--method.steps=2000`; values are YAML.
+
+    Raises:
+        UsageError: a word that is no key, or a key without a value.
+    """
+    layer: dict[str, Any] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or len(word) < 3:
+            raise UsageError(f"unexpected argument {word!r}: recipe keys look like --method.steps 2000")
+        key, has_value, value = word[2:].partition("=")
+        if not has_value:
+            if not rest or rest[0].startswith("--"):
+                raise UsageError(f"--{key}: no value given; recipe keys look like --method.steps 2000")
+            value = rest.pop(0)
+        try:
+            layer[key.replace("-", "_")] = from_yaml(value)
+        except ValueError:
+            layer[key.replace("-", "_")] = value
+    return layer
+
+
+def _text_of(path: Path) -> str:
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise UsageError(f"{path}: too large for a recipe, need at most {LARGEST_FILE:,} bytes")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not a text in UTF-8 ({error.reason} at byte {error.start})") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+@cache
+def _shipped() -> dict[str, str]:
+    root = Path(str(resources.files("potstill") / "recipes"))
+    return {path.relative_to(root).with_suffix("").as_posix(): path.read_text() for path in root.rglob("*.yaml")}

@@ -1,0 +1,266 @@
+"""The sections of a recipe. Every key has its default, its entry under Attributes and its range here alone."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import blake2b
+from typing import Any, Literal
+
+from ..checks import at_least, one_of
+from ..errors import UsageError
+from ..evaluation import find_protocol
+from ..evaluation.evaluate import MOST_NETS
+from ..learning.fit import Schedule
+from ..learning.pool import SCHEDULES, snapshot_epochs
+from ..machine.runtime import Runtime
+from ..methods import METHODS, Init, Method
+from ..networks import check_network
+from ..sets.synthetic import check_factor
+from .text import to_yaml
+
+#: Presets of a method's keys that `fidelity` names; a method without any takes each.
+FIDELITIES = ("paper", "code", "potstill")
+#: The least and the largest of a 64-bit number.
+SEEDS = (-(2**63), 2**63 - 1)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data. Where the published ones lie is no part of a recipe.
+
+    Attributes:
+        name: a known name (potstill list datasets), or the path of a folder of images or of an .npz file.
+        mirror: whether a left-right flip keeps the label; null for what is known of the data, else true.
+        normalisation: "measured" takes mean and deviation from the training split, "common" constants in wide use.
+        holdout: the share held out for testing where the data have no test split.
+        size: side in pixels that images are brought to; null leaves them as they are.
+    """
+
+    name: str = "digits"
+    mirror: bool | None = None
+    normalisation: str = "measured"
+    holdout: float = 0.2
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise UsageError("name='': need a known name (potstill list datasets) or a path")
+        one_of(self, ("measured", "common"), "normalisation")
+        at_least(self, 1, "size", most=4096, of="pixels")
+        if not 0 < self.holdout < 1:
+            raise UsageError(f"holdout={self.holdout:g}: need a share above 0 and below 1")
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """The pool of networks that features come from.
+
+    Attributes:
+        network: their architecture (potstill list networks).
+        members: training runs, each from a seed of its own.
+        schedule: "fast" or "paper": how each is trained.
+        epochs: of each run; null for the schedule's own number.
+        snapshots: epochs whose weights become further networks of the pool, from 0 (untrained) and in parts (0.25);
+            the last epoch always is one.
+        pretrained: false takes freshly initialised networks in place of trained ones.
+        seed: root of the runs' seeds; the recipe's own seed has no part in the pool.
+    """
+
+    network: str = "convnet"
+    members: int = 3
+    schedule: str = "fast"
+    epochs: int | None = None
+    snapshots: tuple[int | float, ...] = ()
+    pretrained: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_network(self.network)
+        one_of(self, sorted(SCHEDULES), "schedule")
+        at_least(self, 1, "members", most=1000, of="network")
+        at_least(self, 1, "epochs", most=1_000_000)
+        _ = snapshot_epochs(self.training(), self.snapshots)
+        at_least(self, SEEDS[0], "seed", most=SEEDS[1])
+
+    def training(self) -> Schedule:
+        """The schedule of one member."""
+        schedule = SCHEDULES[self.schedule]
+        return schedule if self.epochs is None else replace(schedule, epochs=self.epochs)
+
+    @property
+    def networks(self) -> int:
+        """Members times the epochs that are kept; untrained ones have none to keep."""
+        return self.members * (len(snapshot_epochs(self.training(), self.snapshots)) if self.pretrained else 1)
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Choices of the machine, of which no result depends but by rounding; "auto" is settled for machine and job.
+
+    Attributes:
+        device: auto, cpu, cuda, cuda:N or mps.
+        precision: auto, fp32, or bf16 for network passes (losses and statistics stay fp32).
+        threads: of one process on a CPU.
+        compile: whether network passes go through torch.compile.
+        chunk: images per network pass at most.
+    """
+
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int | Literal["auto"] = "auto"
+    compile: bool | Literal["auto"] = "auto"
+    chunk: int | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device):
+            raise UsageError(f"device={self.device!r}: use auto, cpu, cuda, cuda:N or mps")
+        one_of(self, ("auto", "fp32", "bf16"), "precision")
+        at_least(self, 1, "threads", most=1024)
+        at_least(self, 1, "chunk", most=1_000_000, of="image")
+
+    def resolve(self, passes: int, side: int) -> Runtime:
+        return Runtime.resolve(**asdict(self), passes=passes, side=side)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How the set is scored: networks trained on it from scratch and tested at their last epoch.
+
+    Attributes:
+        network: their architecture (potstill list networks).
+        protocol: how they are trained (potstill list protocols).
+        epochs: of the training; null for the protocol's own number.
+        nets: how many networks.
+        seed: root of their seeds; more networks later keep the first ones.
+        at_once: networks trained at the same time, each in a process of its own with a share of the threads; auto for
+            as many as a CPU has threads, where the job is long enough, and one after another on other devices.
+    """
+
+    network: str = "convnet"
+    protocol: str = "dsdm"
+    epochs: int | None = None
+    nets: int = 3
+    seed: int = 0
+    at_once: int | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        check_network(self.network)
+        find_protocol(self.protocol, self.epochs)
+        at_least(self, 1, "nets", most=MOST_NETS, of="network")
+        at_least(self, SEEDS[0], "seed", most=SEEDS[1])
+        at_least(self, 1, "at_once", most=MOST_NETS, of="network")
+
+
+@dataclass(frozen=True)
+class SavingConfig:
+    """What a run leaves behind besides its set.
+
+    Attributes:
+        minutes: between snapshots; the newest is kept. By time, for a state can be large and a step short.
+        every: also after every so many steps; null for by time alone.
+        keep: steps whose sets are kept for good.
+        features: keep a bank's feature batches in the cache folder, for other IPC values, methods and resumed runs.
+    """
+
+    minutes: float = 5.0
+    every: int | None = None
+    keep: tuple[int, ...] = ()
+    features: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.minutes < math.inf:
+            raise UsageError(f"minutes={self.minutes:g}: need a number of minutes above 0")
+        at_least(self, 1, "every", of="step")
+        at_least(self, 0, "keep", of="steps")
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """What distilling may take.
+
+    Attributes:
+        minutes: of its own, over all resumes, without the pool; null for all steps. A decay planned over all steps is
+            cut where the budget ends, not shortened.
+    """
+
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise UsageError(f"minutes={self.minutes:g}: need a number of minutes above 0")
+
+    @property
+    def seconds(self) -> float:
+        return math.inf if self.minutes is None else 60 * self.minutes
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A resolved run.
+
+    Attributes:
+        method_name: of the method (potstill list methods).
+        method: the method's own keys (potstill list methods NAME).
+        ipc: stored images per class.
+        factor: rows and columns of small images in each stored one.
+        seed: root of all random draws but those of the pool and of the evaluation.
+        fidelity: the preset of the method's keys: paper, code or potstill.
+        data: which data.
+        init: how stored images start.
+        pool: the networks that features come from.
+        runtime: choices of the machine.
+        evaluation: how the set is scored.
+        saving: what a run leaves behind besides its set.
+        budget: what distilling may take.
+    """
+
+    method_name: str
+    method: Any
+    ipc: int = 10
+    factor: tuple[int, int] = (2, 2)
+    seed: int = 0
+    fidelity: str = "potstill"
+    data: DataConfig = field(default_factory=DataConfig)
+    init: Init = field(default_factory=Init)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    saving: SavingConfig = field(default_factory=SavingConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "ipc", most=1_000_000, of="image per class")
+        at_least(self, SEEDS[0], "seed", most=SEEDS[1])
+        one_of(self, FIDELITIES, "fidelity")
+        check_factor(self.factor)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The nested dictionary that `resolve` reads back to an equal recipe."""
+        record = _plain(asdict(self))
+        record["method"] = {"name": record.pop("method_name"), **record["method"]}
+        return record
+
+    def to_yaml(self) -> str:
+        return to_yaml(self.to_dict())
+
+    def hash(self) -> str:
+        """Address of everything that determines the synthetic set (not of how it is scored or snapshots are kept).
+
+        Where a budget ends depends on the machine: it cuts the sequence of sets that this addresses, and the set says
+        at which step.
+        """
+        record = self.to_dict()
+        del record["evaluation"], record["saving"], record["budget"]
+        return blake2b(to_yaml(record, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+    def build_method(self) -> Method[Any]:
+        return METHODS[self.method_name](self.method)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, so that YAML stays plain."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
