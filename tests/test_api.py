@@ -90,7 +90,7 @@ def test_an_existing_folder_needs_resume_or_overwrite(toy_dataset: LabelledDatas
 
 
 def test_keys_reach_the_recipe_and_method_keys_win(toy_dataset: LabelledDataset) -> None:
-    layer = {**RECIPE, "method.steps": 99, "methods": {"dsdm": {"clamp": "before"}}, "init.pick": "first"}
+    layer = {**RECIPE, "method.steps": 99, "method.clamp": "before", "ipc": 9, "init.pick": "first"}
     run = potstill.distill(toy_dataset, ipc=2, factor=(1, 2), seed=5, recipe=layer, **KEYS)
     assert (run.recipe.ipc, run.recipe.factor, run.recipe.seed) == (2, (1, 2), 5)
     assert (run.recipe.method.steps, run.recipe.method.clamp, run.recipe.init.pick) == (3, "before", "first")

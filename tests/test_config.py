@@ -14,16 +14,15 @@ import yaml
 from potstill.checks import at_least
 from potstill.errors import UsageError
 from potstill.methods import METHODS
-from potstill.recipe import merge, parse_assignments, read_recipe, recipe_names, resolve
+from potstill.recipe import merge, of_method, parse_assignments, read_recipe, recipe_names, resolve
 from potstill.recipe.text import from_yaml, to_yaml
 
 NAMES = recipe_names()
 
 
-def methods_of(name: str) -> list[str]:
-    """The methods a shipped recipe is meant for: those it has keys for, else all."""
-    recipe = read_recipe(name)
-    return list(recipe.get("methods", {})) or [recipe.get("method", {}).get("name", "dsdm")]
+def method_of(name: str) -> str:
+    """The method that a shipped recipe is meant for."""
+    return read_recipe(name).get("method", {}).get("name", "dsdm")
 
 
 # --- shipped recipes
@@ -34,8 +33,8 @@ def test_recipes_are_shipped() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_shipped_recipe_resolves_for_its_methods_and_for_random(name: str) -> None:
-    for method in {*methods_of(name), "random", "random_mix"}:
+def test_a_shipped_recipe_resolves_for_its_method_and_for_random(name: str) -> None:
+    for method in {method_of(name), "random", "random_mix"}:
         recipe = resolve(read_recipe(name), {"method.name": method})
         assert recipe.method_name == method
         recipe.build_method()
@@ -44,13 +43,10 @@ def test_a_shipped_recipe_resolves_for_its_methods_and_for_random(name: str) -> 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipes_keys_all_arrive(name: str) -> None:
     """What the file says is what the resolved recipe says, key by key."""
-    layer = read_recipe(name)
-    for method, keys in layer.pop("methods", {}).items():
-        resolved = resolve(read_recipe(name), {"method.name": method}).to_dict()
-        assert {k: resolved["method"][k] for k in keys} == keys
-        for section, value in layer.items():
-            found = resolved[section]
-            assert ({k: found[k] for k in value} if isinstance(value, dict) else found) == value
+    resolved = resolve(read_recipe(name)).to_dict()
+    for section, value in read_recipe(name).items():
+        found = resolved[section]
+        assert ({k: found[k] for k in value} if isinstance(value, dict) else found) == value
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,16 +82,36 @@ def test_a_fidelity_given_as_a_key_does_not_override_the_file() -> None:
     assert (recipe.method.learning_rate, recipe.pool.schedule, recipe.method.clamp) == (0.5, "fast", "never")
 
 
-def test_the_methods_section_serves_the_method_in_use_alone() -> None:
-    layer = {"methods": {"dsdm": {"steps": 7}, "random": {}}}
-    assert resolve(layer).method.steps == 7
-    assert resolve(layer, {"method.name": "random"}).method_name == "random"
-    assert "methods" not in resolve(layer).to_dict()
+def test_a_part_of_methods_serves_its_method_alone_and_goes_over_what_all_share() -> None:
+    layers = [{"method.steps": 5, "methods": {"dsdm": {"steps": 7}, "dm": {}}}, {"methods.dsdm.clamp": "never"}]
+    dsdm, dm = (resolve(of_method(layers, name)) for name in ("dsdm", "dm"))
+    assert (dsdm.method.steps, dsdm.method.clamp, dm.method_name, dm.method.steps) == (7, "never", "dm", 5)
 
 
-def test_a_key_of_the_method_goes_over_the_methods_section() -> None:
-    assert resolve({"methods": {"dsdm": {"steps": 7, "clamp": "never"}}}, {"method.steps": 9}).method.steps == 9
-    assert resolve({"methods.dsdm.steps": 7}, {"methods.dsdm.steps": 8}).method.steps == 8
+@pytest.mark.parametrize(
+    ("parts", "complaint"),
+    [
+        ({"dm2": {}}, "unknown method 'dm2': known are dm, dsdm"),
+        ({"dsdm": 3}, "recipe key 'methods.dsdm': expected a section of keys, found 3"),
+        (3, "recipe key 'methods': expected a section of keys, found 3"),
+    ],
+)
+def test_a_wrong_part_of_methods_is_refused(parts: Any, complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        of_method([{"methods": parts}], "dsdm")
+
+
+def test_a_recipe_of_another_method_lends_all_but_its_methods_keys() -> None:
+    file = {"method": {"name": "dsdm", "steps": 7}, "ipc": 3}
+    assert resolve(file, {"method.name": "dsdm"}).method.steps == 7
+    other = resolve(file, {"method.name": "dsdm_plus"})
+    assert (other.method_name, other.method.steps, other.ipc) == ("dsdm_plus", 1500, 3)
+    assert resolve({"method.name": "dm"}, file, {"method.clamp": "never"}).method.steps == 7
+
+
+def test_a_methods_name_alone_is_short_for_its_section() -> None:
+    assert resolve({"method": "dm"}, {"method.steps": 4}) == resolve({"method": {"name": "dm", "steps": 4}})
+    assert resolve({"method": "dm", "method.steps": 4}) == resolve({"method": {"name": "dm", "steps": 4}})
 
 
 def test_layers_are_merged_key_by_key_and_left_as_they_were() -> None:
@@ -178,9 +194,9 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"pool": {"member": 3}}, "'pool.member'", "members"),
     ({"method.name": "dsmd"}, "'dsmd'", "herding, kcenter"),
     ({"method.name": ["dsdm"]}, "'method.name'", "expected a name"),
-    ({"methods": {"dm2": {}}}, "'dm2'", "herding, kcenter"),
-    ({"methods": {"dsdm": 3}}, "'methods.dsdm'", "a section of keys"),
-    ({"method": "dsdm"}, "'method'", "a section of keys"),
+    ({"methods": {"dsdm": {}}}, "'methods'", "use method.KEY here"),
+    ({"method": 3}, "'method'", "a section of keys"),
+    ({"method": "dsmd"}, "'dsmd'", "herding, kcenter"),
     ({"pool": None}, "'pool'", "a section of keys"),
     ({"fidelity": "exact"}, "fidelity='exact'", "paper, code, potstill"),
     ({"fidelity": ["paper"]}, "'fidelity'", "expected a name"),
@@ -340,7 +356,7 @@ def test_a_recipe_is_resolved_in_milliseconds() -> None:
 
 def test_a_key_below_a_single_value_is_refused() -> None:
     with pytest.raises(UsageError, match="'ipc' has a single value, not a section"):
-        resolve({"ipc": 3}, {"ipc.per_class": 3})
+        resolve({"ipc": 3, "ipc.per_class": 3})
 
 
 @pytest.mark.parametrize(
@@ -438,7 +454,9 @@ def test_what_is_written_reads_back_to_the_same(value: Any) -> None:
 
 
 def test_an_unknown_recipe_lists_the_shipped_ones() -> None:
-    with pytest.raises(UsageError, match=r"no recipe 'nope'.*digits_demo, dsdm/cifar10_ipc10"):
+    with pytest.raises(
+        UsageError, match=r"no recipe 'nope'.*digits_demo, dsdm/as_code, dsdm/as_paper, dsdm/cifar10_ipc10"
+    ):
         read_recipe("nope")
 
 

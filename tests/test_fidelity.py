@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,12 +11,10 @@ import torch
 from torch import Tensor
 
 import potstill
-from potstill.errors import UsageError
 from potstill.learning.pool import FAST, PAPER, untrained
 from potstill.machine.runtime import Runtime
-from potstill.methods import Init, Problem
-from potstill.methods.dsdm import FIDELITY
-from potstill.recipe import Recipe, resolve
+from potstill.methods import METHODS, Init, Problem
+from potstill.recipe import FIDELITIES, Recipe, read_recipe, resolve
 from potstill.spec import LabelledDataset
 
 #: Every key by which the paper's text differs from the default, as documented.
@@ -67,7 +66,7 @@ def difference(new: Recipe, old: Recipe) -> dict[str, Any]:
 
 
 def test_the_fidelities_are_the_documented_three() -> None:
-    assert set(FIDELITY) == set(DOCUMENTED)
+    assert set(FIDELITIES) == set(DOCUMENTED)
 
 
 @pytest.mark.parametrize("fidelity", DOCUMENTED)
@@ -149,9 +148,22 @@ def test_fidelity_code_takes_the_first_images_of_each_class(toy_dataset: Labelle
     assert Init() == resolve({}).init
 
 
-def test_fidelity_code_asks_for_constants_that_only_published_sets_have() -> None:
-    """The digits have none; the message says so, and the key that is in the way can be set back alone."""
+def test_fidelity_code_measures_where_there_are_no_constants_in_use(caplog: pytest.LogCaptureFixture) -> None:
     normalisation = resolve({"fidelity": "code"}).data.normalisation
-    with pytest.raises(UsageError, match=r"'common' is not known for digits.*use 'measured'"):
-        potstill.load_dataset("digits", normalisation=normalisation)
-    assert resolve({"fidelity": "code", "data.normalisation": "measured"}).data.normalisation == "measured"
+    assert normalisation == "common"
+    common = potstill.load_dataset("digits", normalisation=normalisation).spec
+    assert common == potstill.load_dataset("digits", normalisation="measured").spec
+    assert "digits: no constants are in wide use" in caplog.text
+
+
+@pytest.mark.parametrize("fidelity", DOCUMENTED)
+def test_the_recipe_of_a_fidelity_is_that_fidelity_as_a_layer(fidelity: str) -> None:
+    """`--config dsdm/as_paper` is `--fidelity paper`, but for the word that the recipe remembers."""
+    layer = read_recipe(f"dsdm/as_{fidelity}") if fidelity != "potstill" else {}
+    assert replace(resolve(layer), fidelity=fidelity) == resolve({"fidelity": fidelity})
+
+
+@pytest.mark.parametrize("fidelity", DOCUMENTED)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "dsdm"])
+def test_a_method_without_presets_takes_every_fidelity(method: str, fidelity: str) -> None:
+    assert difference(resolve({"method": method, "fidelity": fidelity}), resolve({"method": method})) == {}

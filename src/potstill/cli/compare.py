@@ -109,7 +109,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _study(options: argparse.Namespace) -> Study:
-    from ..recipe import resolve
+    from ..recipe import of_method, resolve
     from ..run.study import read_study, study_of
 
     # Not an argument of the parser, which would take the value of a key for it.
@@ -125,6 +125,6 @@ def _study(options: argparse.Namespace) -> Study:
     if options.factors and "factor" in short:
         raise UsageError("--factor and --factors: give one of them; --factors takes a list, as 1,2 or 2,3x1")
     methods = options.methods or ["random", "random_mix", "dsdm"]
-    recipe = resolve(*layers, {"method.name": methods[0]})
+    recipe = resolve(of_method(layers, methods[0]))
     seeds = range(recipe.seed, recipe.seed + (options.seeds or 1))
     return study_of(layers, methods=methods, ipcs=options.ipcs or [recipe.ipc], factors=options.factors, seeds=seeds)

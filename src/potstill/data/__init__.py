@@ -48,7 +48,7 @@ def load_dataset(
         download: fetch a known set whose files are not there. Without it the network is never touched.
         mirror: whether a left-right flip keeps the label; where None, known for known sets and else True.
         normalisation: "measured" takes mean and deviation from the training split, "common" the constants in wide
-            use for a known set.
+            use for a known set; measured, with a notice, where there are none.
         holdout: the fraction held out for testing where the source has no test split.
         size: side, or (height, width), to resize to; where None images keep theirs, or pictures of unequal size
             get the median.

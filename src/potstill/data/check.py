@@ -192,12 +192,14 @@ def _compare_with_published(raw: RawDataset, train: Split, test: Split) -> None:
 
 
 def _statistics(raw: RawDataset, images: Tensor, normalisation: str) -> Statistics:
-    if normalisation == "common":
-        if raw.common is None:
-            known = ", ".join(name for name in DATASETS if DATASETS[name].common)
-            raise UsageError(f"normalisation='common' is not known for {raw.name}, only for {known}: use 'measured'")
+    if normalisation == "common" and raw.common is not None:
         return raw.common
-    if normalisation != "measured":
+    if normalisation == "common":
+        known = ", ".join(name for name in DATASETS if DATASETS[name].common)
+        logger.warning(
+            "%s: no constants are in wide use (there are for %s): mean and deviation measured", raw.name, known
+        )
+    elif normalisation != "measured":
         raise UsageError(f"normalisation={normalisation!r}: must be 'measured' or 'common'")
     mean, std = channel_statistics(images)
     for channel, deviation in enumerate(std):

@@ -39,8 +39,6 @@ class Method(ABC, Generic[S]):
     uses_seed: ClassVar[bool] = True
     uses_factor: ClassVar[bool] = True
     independent_classes: ClassVar[bool] = True
-    #: Named groups of recipe keys ("method.momentum", "init.pick"...) that `fidelity` selects.
-    fidelity: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def __init__(self, config: Any = None):
         self.config = self.Config() if config is None else config

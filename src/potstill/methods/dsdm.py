@@ -1,14 +1,14 @@
 """DSDM: diversified semantic distribution matching (Li et al., ACM MM 2024), Algorithm 1.
 
-Points where the paper and the authors' code differ are keys of the config; `fidelity` selects them together. They
-are listed with reasons in docs/fidelity.md.
+Points where the paper and the authors' code differ are keys of the config; the recipes `dsdm/as_paper` and
+`dsdm/as_code` set them together. They are listed with reasons in docs/fidelity.md.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,34 +103,6 @@ class DSDMConfig:
         Descent(self.optimizer, self.learning_rate, self.momentum, self.decay, self.steps, section="method.")
 
 
-#: What the paper's text says, and what the authors' code does (its joint form), where either differs from the default.
-FIDELITY: dict[str, dict[str, Any]] = {
-    "paper": {
-        "method.learning_rate": 0.1,
-        "method.scale_rate": False,
-        "method.covariance_ddof": 0,
-        "method.history_scope": "shared",
-        "method.history_first": "zero",
-        "method.history_divide": False,
-        "method.history_features": "plain",
-        "method.augment": "none",
-        "method.clamp": "never",
-        "pool.schedule": "paper",
-    },
-    "code": {
-        "method.history_scope": "shared",
-        "method.history_start": 2000,
-        "method.history_features": "augmented",
-        "method.clamp": "before",
-        "init.pick": "first",
-        "init.resize": "nearest",
-        "data.normalisation": "common",
-        "pool.schedule": "paper",
-    },
-    "potstill": {},
-}
-
-
 @dataclass(frozen=True)
 class DSDMState(State):
     """Images, the optimiser's memory, and the memory bank of historical prototypes.
@@ -165,7 +137,6 @@ class DSDM(Method[DSDMState]):
     Config = DSDMConfig
     State = DSDMState
     needs_pool = True
-    fidelity = FIDELITY
 
     def init(self, problem: Problem) -> DSDMState:
         pool, config = problem.require_pool(self.name), self.config

@@ -7,7 +7,6 @@ from, what it gains and what it costs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from .base import METHODS
 from .dsdm import DSDM, DSDMConfig
@@ -31,4 +30,3 @@ class DSDMPlus(DSDM):
     """DSDM plus calibration: matched features, held on the right side of a trained classifier."""
 
     Config = DSDMPlusConfig
-    fidelity: ClassVar[dict[str, dict[str, Any]]] = {"potstill": {}}

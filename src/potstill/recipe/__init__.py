@@ -1,13 +1,13 @@
 """Recipes: every number of a run, resolved from layers, checked once, saved and hashed.
 
-Layers, later over earlier: the dataclass defaults, the chosen `fidelity`'s keys, recipe files, single keys
+Layers, later over earlier: the dataclass defaults, the shipped layer that `fidelity` names, recipe files, single keys
 ("method.steps"). `sections` declares the keys, `layers` reads and merges, `resolve` checks.
 """
 
 from __future__ import annotations
 
 from .layers import Layer, merge, parse_assignments, parse_recipe, read_recipe, recipe_names
-from .resolve import resolve
+from .resolve import of_method, resolve
 from .sections import (
     FIDELITIES,
     BudgetConfig,
@@ -30,6 +30,7 @@ __all__ = [
     "RuntimeConfig",
     "SavingConfig",
     "merge",
+    "of_method",
     "parse_assignments",
     "parse_recipe",
     "read_recipe",

@@ -26,13 +26,32 @@ DEEPEST = 8
 def merge(*layers: Layer) -> dict[str, Any]:
     """One nested dictionary; dotted keys open sections, later layers win key by key.
 
+    A `method` section that names another method than the last that is named is left out: its keys are no keys of that.
+    `method: dm` is short for a section with a name alone.
+
     Raises:
         UsageError: a key below one that has a single value, or below too many others.
     """
+    nested = [_nested(layer) for layer in layers]
+    names = [name for layer in nested if (name := _method_name(layer)) is not None]
     merged: dict[str, Any] = {}
-    for layer in layers:
+    for layer in nested:
+        if _method_name(layer) not in (None, *names[-1:]):
+            del layer["method"]
         _put(merged, layer, ())
     return merged
+
+
+def _nested(layer: Layer) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    named = isinstance(layer.get("method"), str)
+    _put(nested, {"method.name" if named and key == "method" else key: value for key, value in layer.items()}, ())
+    return nested
+
+
+def _method_name(layer: Layer) -> Any:
+    method = layer.get("method")
+    return method.get("name") if isinstance(method, Mapping) else None
 
 
 def _put(target: dict[str, Any], layer: Layer, above: tuple[str, ...]) -> None:
@@ -61,10 +80,17 @@ def read_recipe(source: str | Path) -> dict[str, Any]:
     """
     if os.path.isfile(source):
         return parse_recipe(_text_of(Path(source)), str(source))
-    shipped = _shipped()
-    if str(source) not in shipped:
+    layer = shipped(str(source))
+    if layer is None:
         raise UsageError(f"no recipe {str(source)!r}: give a file, or one of {', '.join(recipe_names())}")
-    return parse_recipe(shipped[str(source)], str(source))
+    return dict(layer)
+
+
+@cache
+def shipped(name: str) -> Layer | None:
+    """The layer of that name in the package, None where there is none."""
+    path = _shipped().get(name)
+    return None if path is None else parse_recipe(path.read_text(encoding="utf-8"), name)
 
 
 def parse_recipe(text: str, source: str) -> dict[str, Any]:
@@ -120,6 +146,6 @@ def _text_of(path: Path) -> str:
 
 
 @cache
-def _shipped() -> dict[str, str]:
+def _shipped() -> dict[str, Path]:
     root = Path(str(resources.files("potstill") / "recipes"))
-    return {path.relative_to(root).with_suffix("").as_posix(): path.read_text() for path in root.rglob("*.yaml")}
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in root.rglob("*.yaml")}

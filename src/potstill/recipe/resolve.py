@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import msgspec
 
 from ..errors import UsageError
-from ..methods import METHODS, Method
-from .layers import Layer, merge
+from ..methods import METHODS
+from .layers import Layer, merge, shipped
 from .sections import FIDELITIES, Recipe
 
 T = TypeVar("T")
@@ -38,30 +38,39 @@ def resolve(*layers: Layer) -> Recipe:
         UsageError: an unknown key, a value of the wrong type or outside its range; the message names the key.
     """
     given = merge(*layers)
-    per_method = _section(given.pop("methods", {}), "methods.")
-    for name in per_method:
-        _ = METHODS[name]
-    method = _section(given.pop("method", {}), "method.")
-    name = _name(method.pop("name", "dsdm"), "method.name")
-    cls = METHODS[name]
+    name = _name(_section(given.get("method", {}), "method.").get("name", "dsdm"), "method.name")
     fidelity = _name(given.pop("fidelity", "potstill"), "fidelity")
-    preset = merge(_preset(cls, name, fidelity))
-    method = merge(preset.pop("method", {}), _section(per_method.get(name, {}), f"methods.{name}."), method)
-    sections = merge(preset, given)
-    _refuse_unknown(sections, _sections(), "", "")
-    values = {key: _convert(kind, sections[key], key) for key, kind in _sections().items() if key in sections}
+    cls = METHODS[name]
+    given = merge(preset(name, fidelity), given)
+    method = {key: value for key, value in given.pop("method", {}).items() if key != "name"}
+    _refuse_unknown(given, _sections(), "", "")
+    values = {key: _convert(_sections()[key], value, key) for key, value in given.items()}
     config = _build(cls.Config, method, "method.", f" of method {name!r}")
     return Recipe(method_name=name, method=config, fidelity=fidelity, **values)
 
 
-def _preset(cls: type[Method[Any]], name: str, fidelity: str) -> Layer:
+def preset(method: str, fidelity: str) -> Layer:
+    """The shipped layer that `fidelity` stands for: `METHOD/as_paper`, `METHOD/as_code`; empty where there is none.
+
+    Raises:
+        UsageError: a word that is no fidelity.
+    """
     if fidelity not in FIDELITIES:
         raise UsageError(f"fidelity={fidelity!r}: use one of {', '.join(FIDELITIES)}")
-    if not cls.fidelity:
-        return {}
-    if fidelity not in cls.fidelity:
-        raise UsageError(f"fidelity={fidelity!r} of method {name!r}: use one of {', '.join(cls.fidelity)}")
-    return cls.fidelity[fidelity]
+    return shipped(f"{method}/as_{fidelity}") or {}
+
+
+def of_method(layers: Iterable[Layer], name: str) -> dict[str, Any]:
+    """The layer of one method of a comparison: what all share, and over it the method's own part of `methods`.
+
+    Raises:
+        UsageError: a part for a method that there is not.
+    """
+    shared = merge(*layers, {"method": {"name": name}})
+    parts = _section(shared.pop("methods", {}), "methods.")
+    for method in parts:
+        _ = METHODS[method]
+    return merge(shared, {"method": _section(parts.get(name, {}), f"methods.{name}.")})
 
 
 @cache
@@ -123,6 +132,8 @@ def _refuse_unknown(given: Layer, known: Iterable[str], above: str, owner: str) 
     known = {*known, *(() if above else ("method", "fidelity"))}
     for key in given:
         if key not in known:
+            if key == "methods" and not above:
+                raise UsageError("recipe key 'methods': only a comparison has keys by method; use method.KEY here")
             close = get_close_matches(str(key), known, 1)
             meant = f"did you mean {above}{close[0]}? " if close else ""
             listed = ", ".join(sorted(known)) or "none"

@@ -33,7 +33,8 @@ class DataConfig:
     Attributes:
         name: a known name (potstill list datasets), or the path of a folder of images or of an .npz file.
         mirror: whether a left-right flip keeps the label; null for what is known of the data, else true.
-        normalisation: "measured" takes mean and deviation from the training split, "common" constants in wide use.
+        normalisation: "measured" takes mean and deviation from the training split, "common" the constants in wide use,
+            where the data have some.
         holdout: the share held out for testing where the data have no test split.
         size: side in pixels that images are brought to; null leaves them as they are.
     """

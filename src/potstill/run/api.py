@@ -35,10 +35,10 @@ class Run:
 def distill(
     data: LabelledDataset,
     *,
-    method: str = "dsdm",
-    ipc: int = 10,
-    factor: int | tuple[int, int] = (2, 2),
-    seed: int = 0,
+    method: str | None = None,
+    ipc: int | None = None,
+    factor: int | tuple[int, int] | None = None,
+    seed: int | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -51,11 +51,12 @@ def distill(
 
     Args:
         data: from `load_dataset`; only its training split is used.
-        method: a name from `potstill list methods`.
-        factor: rows and columns of small images in each stored one; one number for as many of both.
+        method: a name from `potstill list methods`; the recipe's, else "dsdm", where None.
+        ipc, factor, seed: stored images per class, rows and columns of small images in each (one number for as many of
+            both), and the root of all draws; the recipe's, else 10, (2, 2) and 0, where None.
         out: the run's folder; where None, files are temporary and nothing can be resumed.
         cache: folder of the pool cache; the user's cache folder where None.
-        recipe: further recipe keys, nested or dotted ("pool.members").
+        recipe: recipe keys, nested or dotted ("pool.members"), that the arguments go over.
         method_keys: keys of the method, e.g. `steps=500`.
     Raises:
         UsageError: an unknown key, a value outside its range, or data that were not loaded.
@@ -67,10 +68,11 @@ def distill(
             if isinstance(data, (str, Path))
             else f"cannot distil a {type(data).__name__}: make it a data set by potstill.load_dataset(...)"
         )
-    shape = [factor, factor] if isinstance(factor, int) else list(factor)
-    chosen = {"method.name": method, "ipc": ipc, "factor": shape, "seed": seed, "data.name": data.spec.name}
+    shape = (factor, factor) if isinstance(factor, int) else factor
+    given = {"method.name": method, "ipc": ipc, "factor": shape, "seed": seed}
     keys = {f"method.{key}": value for key, value in method_keys.items()}
-    resolved = resolve(chosen, recipe or {}, keys)
+    chosen = {key: value for key, value in given.items() if value is not None}
+    resolved = resolve({"data.name": data.spec.name}, recipe or {}, chosen, keys)
     reporter = Reporter(quiet=quiet)
     cache_folder = Path(cache) if cache else None
     if out is not None:

@@ -23,14 +23,12 @@ from ..data import holdout_split
 from ..errors import UsageError
 from ..files import write_atomically
 from ..methods import METHODS
-from ..recipe import Recipe, resolve
+from ..recipe import Layer, Recipe, of_method, resolve
 from ..recipe.text import from_yaml, to_yaml
 from ..sets.synthetic import Factor
 from ..spec import LabelledDataset
 from .distil import read_run_recipe
 from .store import RunStore
-
-Layer = Mapping[str, Any]
 
 #: The file in a study's folder that says what its cells are.
 STUDY = "study.yaml"
@@ -108,7 +106,7 @@ def read_study(path: Path, *over: Layer) -> Study:
         for values in product(*vary.values()):
             varied = dict(zip(vary, values, strict=True))
             try:
-                recipe = resolve(*(_named(layer) for layer in (base, varied, keys, *over)))
+                recipe = resolve(base, varied, keys, *over)
             except UsageError as error:
                 raise UsageError(f"{path}: cell {name!r}: {error}") from error
             words = [_word(key, value) for key, value in varied.items() if key not in COLUMNS]
@@ -127,7 +125,7 @@ def study_of(
 ) -> Study:
     """A comparison: every (IPC, method, factor, seed); a method of whole images has no factor, whatever is given."""
     recipes = [
-        resolve(*layers, {"method.name": method, "ipc": ipc, **factor, "seed": seed})
+        resolve(of_method(layers, method), {"ipc": ipc, **factor, "seed": seed})
         for ipc in ipcs
         for method in methods
         for factor in (({"factor": f} for f in factors) if factors and METHODS[method].uses_factor else ({},))
@@ -185,13 +183,6 @@ def _mapping(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UsageError(f"{what}: expected keys and values, found {value!r}")
     return dict(value)
-
-
-def _named(layer: Layer) -> Layer:
-    """`method: dsdm` is short for `method: {name: dsdm}`."""
-    if not isinstance(layer.get("method"), str):
-        return layer
-    return {**{key: value for key, value in layer.items() if key != "method"}, "method.name": layer["method"]}
 
 
 def _folder(label: str, recipe: Recipe, varied: Any) -> str:
