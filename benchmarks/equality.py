@@ -62,7 +62,9 @@ def main() -> None:
     pool = pretrain(data.train, data.spec, cache=default_cache() / "pool", runtime=runtime)
 
     def problem(seed: int) -> Problem:
-        return Problem(spec=data.spec, train=data.train, ipc=2, factor=FACTOR, seed=seed, runtime=runtime, pool=pool)
+        return Problem(
+            spec=data.spec, train=data.train, ipc=2, parameterisation=FACTOR, seed=seed, runtime=runtime, pool=pool
+        )
 
     def ours(statistics: str, seed: int) -> SyntheticSet:
         keys = {**AS_PLAIN, "steps": options.steps, "real_batch": options.real_batch, "real_statistics": statistics}

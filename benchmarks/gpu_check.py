@@ -49,7 +49,7 @@ def three_steps(runtime: Runtime) -> torch.Tensor:
         spec=spec,
         train=Split(images, torch.arange(10).repeat_interleave(64)),
         ipc=2,
-        factor=(2, 2),
+        parameterisation=(2, 2),
         runtime=runtime,
         pool=untrained(spec, members=1),
         init=Init(kind="noise"),

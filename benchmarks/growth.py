@@ -91,7 +91,7 @@ def measure(classes: int, ipc: int, side: int, width: int, networks: int, thread
         spec=spec,
         train=Split(images, torch.arange(classes).repeat_interleave(256)),
         ipc=ipc,
-        factor=(2, 2),
+        parameterisation=(2, 2),
         runtime=runtime,
         pool=untrained(spec, network="sized", members=networks),
         network="sized",

@@ -165,7 +165,13 @@ def operations(_levers: bool) -> dict:
     NOW.start()
     data, spec = speed.random_data("cpu")
     problem = Problem(
-        spec=spec, train=data, ipc=10, factor=(2, 2), runtime=NOW, pool=untrained(spec, members=1), network="convnet"
+        spec=spec,
+        train=data,
+        ipc=10,
+        parameterisation=(2, 2),
+        runtime=NOW,
+        pool=untrained(spec, members=1),
+        network="convnet",
     )
     step = speed.stepper(DSDMPlus(DSDMPlusConfig(bank_draws=1)), problem)
     for t in range(6):

@@ -35,7 +35,7 @@ def main() -> None:
         spec=spec,
         train=Split(images, torch.arange(options.classes).repeat_interleave(500)),
         ipc=options.ipc,
-        factor=(2, 2),
+        parameterisation=(2, 2),
         runtime=runtime,
         pool=untrained(spec, members=1),
         init=Init(kind="noise"),

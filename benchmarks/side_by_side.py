@@ -61,7 +61,7 @@ def main() -> None:
 
 def random_set() -> tuple[SyntheticSet, Split]:
     data, spec = random_data("cpu")
-    images = initial_images(data, spec, ipc=10, factor=(2, 2))
+    images = initial_images(data, spec, ipc=10, parameterisation=(2, 2))
     return SyntheticSet(images, spec, (2, 2)), data.subset(torch.arange(2000))
 
 

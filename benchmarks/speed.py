@@ -94,7 +94,7 @@ def step_pairs(data: Split, spec: DatasetSpec, runtime: Runtime, ipc: int, pairs
     """Seconds of a distillation step: plain, fresh real batches, and the feature bank once it is filled."""
     nets = [build_network("convnet", spec, m).state_dict() for m in range(MEMBERS)]
     pool = Pool("convnet", nets, [str(m) for m in range(MEMBERS)])
-    problem = Problem(spec=spec, train=data, ipc=ipc, factor=(2, 2), runtime=runtime, pool=pool)
+    problem = Problem(spec=spec, train=data, ipc=ipc, parameterisation=(2, 2), runtime=runtime, pool=pool)
     with tempfile.TemporaryDirectory() as folder, apart(plain_step, runtime, ipc, folder) as plain_side:
         sides = {"plain": plain_side}
         for kind in ("fresh", "bank"):
@@ -144,7 +144,9 @@ def serve(pipe: Connection, build: Callable, device: str, threads: int, given: t
 
 def plain_step(device: str, ipc: int, folder: str) -> Callable[[int], object]:
     data, spec = random_data(device)
-    images = Problem(spec=spec, train=data, ipc=ipc, factor=(2, 2), runtime=Runtime(device=device)).initial_images()
+    images = Problem(
+        spec=spec, train=data, ipc=ipc, parameterisation=(2, 2), runtime=Runtime(device=device)
+    ).initial_images()
     paths = []
     for m in range(MEMBERS):
         paths.append(Path(folder) / f"{m}.pt")

@@ -16,7 +16,8 @@ from potstill.learning.fit import Schedule, fit
 from potstill.machine.runtime import Runtime
 from potstill.matching.features import integrate_history, match_covariances, match_history, match_prototypes
 from potstill.networks import build_network
-from potstill.sets.synthetic import SyntheticSet, decode, initial_images
+from potstill.sets.parameterisations.tiles import decode
+from potstill.sets.synthetic import SyntheticSet, initial_images
 from potstill.spec import normalise, to_pixels
 
 
@@ -32,7 +33,7 @@ def dsdm(data, *, ipc=2, factor=(1, 1), networks=2, epochs=10, steps=60, rate=0.
         for m in range(networks)
     ]
     # 2: initialise S
-    images = initial_images(train, spec, ipc=ipc, factor=factor)
+    images = initial_images(train, spec, ipc=ipc, parameterisation=factor)
     history = {}
     for step in range(steps):
         # 4: draw a feature extractor

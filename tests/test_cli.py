@@ -170,7 +170,7 @@ def test_exit_1_for_a_folder_in_use(tmp_path: Path, capsys: pytest.CaptureFixtur
         ([*DIGITS, "--method.steps", "--out", "x"], "--method.steps: no value given"),
         ([*DIGITS, "stray", "--out", "x"], "unexpected argument 'stray'"),
         ([*DIGITS, "--ipc", "0", "--out", "x"], "ipc=0: need at least 1"),
-        ([*DIGITS, "--factor", "5", "--out", "x"], "factor=5,5: each must be 1, 2 or 3"),
+        ([*DIGITS, "--factor", "0", "--out", "x"], "factor=0,0: each must be at least 1"),
         ([*DIGITS, "--fidelity", "exact", "--out", "x"], "use one of paper, code, potstill"),
         ([*DIGITS, "--device", "tpu9", "--method", "random", "--out", "x"], "device='tpu9': use auto, cpu, cuda"),
         ([*DIGITS, "--config", "nope", "--out", "x"], "no recipe 'nope': give a file, or one of digits_demo"),

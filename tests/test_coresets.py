@@ -89,7 +89,7 @@ def test_herding_keeps_the_mean_better_than_chance_does() -> None:
 @pytest.mark.parametrize("name", ["herding", "kcenter"])
 def test_a_coreset_is_whole_real_images_of_its_own_class(name: str, toy_dataset: LabelledDataset) -> None:
     pool = untrained(toy_dataset.spec, members=1)
-    problem = Problem(spec=toy_dataset.spec, train=toy_dataset.train, ipc=3, factor=(2, 2), pool=pool)
+    problem = Problem(spec=toy_dataset.spec, train=toy_dataset.train, ipc=3, parameterisation=(2, 2), pool=pool)
     small = run_method(METHODS[name](), problem)
     assert small.factor == (1, 1)
     for c in small.classes:

@@ -23,7 +23,7 @@ from potstill.methods.dsdm import DSDM, DSDMConfig, DSDMState
 from potstill.methods.real_features import Bank, embed_batch, real_source
 from potstill.networks import build_network
 from potstill.seeding import generator
-from potstill.sets.synthetic import decode
+from potstill.sets.parameterisations.tiles import decode
 from potstill.spec import LabelledDataset, Split, normalise
 
 SMALL = {"steps": 3, "real_batch": 16}
@@ -44,7 +44,7 @@ SEED_010 = 1
 
 
 def problem_of(data: LabelledDataset, **changes: Any) -> Problem:
-    given = {"ipc": 2, "factor": (2, 2), "pool": untrained(data.spec, members=2), "runtime": Runtime()}
+    given = {"ipc": 2, "parameterisation": (2, 2), "pool": untrained(data.spec, members=2), "runtime": Runtime()}
     return Problem(spec=data.spec, train=data.train, **{**given, **changes})
 
 
@@ -269,7 +269,7 @@ def test_a_class_of_equal_images_has_a_finite_spread(toy_dataset: LabelledDatase
     assert all(torch.tensor(list(record.values())).isfinite().all() for record in metrics)
 
 
-@pytest.mark.parametrize("keys", [{"ipc": 1, "factor": (1, 1)}])
+@pytest.mark.parametrize("keys", [{"ipc": 1, "parameterisation": (1, 1)}])
 def test_one_sample_per_class_is_refused_with_the_remedy_which_works(
     keys: dict[str, Any], toy_dataset: LabelledDataset
 ) -> None:
@@ -281,7 +281,7 @@ def test_one_sample_per_class_is_refused_with_the_remedy_which_works(
     assert "spread" not in metrics[0]
 
 
-@pytest.mark.parametrize("keys", [{"ipc": 1, "factor": (1, 2)}, {"ipc": 2, "factor": (1, 1)}])
+@pytest.mark.parametrize("keys", [{"ipc": 1, "parameterisation": (1, 2)}, {"ipc": 2, "parameterisation": (1, 1)}])
 def test_two_samples_per_class_are_enough(keys: dict[str, Any], toy_dataset: LabelledDataset) -> None:
     state, metrics = walk(dsdm(), problem_of(toy_dataset, **keys))
     assert state.images.isfinite().all()

@@ -179,7 +179,7 @@ def test_more_networks_keep_the_first() -> None:
 @pytest.fixture
 def real_set(toy_dataset: LabelledDataset) -> SyntheticSet:
     """Four stored images a class with four real tiles each."""
-    images = initial_images(toy_dataset.train, toy_dataset.spec, ipc=4, factor=(2, 2))
+    images = initial_images(toy_dataset.train, toy_dataset.spec, ipc=4, parameterisation=(2, 2))
     return SyntheticSet(images, toy_dataset.spec, (2, 2))
 
 

@@ -657,7 +657,7 @@ def test_a_pt_file_needs_its_data_set(colour, tmp_path):
     assert not torch.equal(read_set(path, colour.spec, normalised=True).images, colour.images)
 
 
-def test_a_factor_beyond_three_is_a_usage_error(gray, tmp_path):
+def test_a_factor_that_leaves_less_than_four_pixels_is_a_usage_error(gray, tmp_path):
     path = export(gray, tmp_path / "data_best.pt", "pt")
     with pytest.raises(UsageError, match="factor=4,4"):
         read_set(path, gray.spec, factor=(4, 4))

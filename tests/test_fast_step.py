@@ -28,7 +28,6 @@ from potstill.methods import Metrics, Problem
 from potstill.methods.dsdm import DSDM, DSDMConfig, DSDMState
 from potstill.methods.real_features import embed_batch, embed_decoded
 from potstill.seeding import generator
-from potstill.sets.synthetic import decode
 from potstill.spec import DatasetSpec, Split
 
 pytestmark = [
@@ -113,7 +112,7 @@ def problem_of(runtime: Runtime) -> Problem:
     spec = DatasetSpec("smooth", (3, 32, 32), ("a", "b", "c"), mean, std, mirror=True, fingerprint="smooth-1")
     train = Split((pixels * 255).round().to(torch.uint8), labels)
     pool = pool_of(spec)
-    return Problem(spec=spec, train=train, ipc=4, factor=(2, 2), seed=SEED_0101, runtime=runtime, pool=pool)
+    return Problem(spec=spec, train=train, ipc=4, parameterisation=(2, 2), seed=SEED_0101, runtime=runtime, pool=pool)
 
 
 def pool_of(spec: DatasetSpec) -> Pool:
@@ -171,7 +170,7 @@ def test_the_covariance_distance_is_a_small_difference_here() -> None:
     assert problem.pool is not None
     problem.extractor.load(problem.pool.members[0])
     real = embed_batch(problem, Strategy.parse("color_crop_cutout"), 16, 0)
-    samples = decode(problem.initial_images(), problem.factor).flatten(1, 2)
+    samples = problem.decode(problem.initial_images())
     synthetic = embed_decoded(problem, samples, real.draw)
     squares = [covariances(features, 1).square().sum((1, 2)) for features in (real.features, synthetic)]
     shares = covariance_distance(real.features, synthetic, 1) / (squares[0] + squares[1])

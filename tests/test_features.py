@@ -33,7 +33,7 @@ QUIET = Reporter(quiet=True)
 
 def problem_of(data: LabelledDataset, folder: Path | None, **changes: Any) -> Problem:
     features = FeatureStore(folder) if folder else None
-    given = {"ipc": 2, "factor": (2, 2), "pool": untrained(data.spec, members=2), "runtime": Runtime()}
+    given = {"ipc": 2, "parameterisation": (2, 2), "pool": untrained(data.spec, members=2), "runtime": Runtime()}
     return Problem(spec=data.spec, train=data.train, features=features, **{**given, **changes})
 
 
@@ -62,7 +62,7 @@ def test_features_serve_other_ipc_values_and_other_methods(
     assert embedded(first, monkeypatch) == 2 * 2  # networks x draws
     assert first.features is not None and first.features.reused_seconds == 0
     assert embedded(problem_of(toy_dataset, tmp_path, ipc=1), monkeypatch) == 0
-    assert embedded(problem_of(toy_dataset, tmp_path, factor=(1, 1)), monkeypatch) == 0
+    assert embedded(problem_of(toy_dataset, tmp_path, parameterisation=(1, 1)), monkeypatch) == 0
     plus = DSDMPlus(DSDMPlusConfig(**BANK))
     assert embedded(problem_of(toy_dataset, tmp_path, ipc=1), monkeypatch, plus) == 0
 

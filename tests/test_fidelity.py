@@ -99,7 +99,7 @@ def three_steps(recipe: Recipe, data: LabelledDataset) -> Tensor:
         spec=data.spec,
         train=data.train,
         ipc=2,
-        factor=(2, 2),
+        parameterisation=(2, 2),
         seed=1,  # steps 0, 1, 2 draw networks 0, 1, 0: the scope of the history matters
         pool=untrained(data.spec, members=2),
         runtime=Runtime(),

@@ -41,7 +41,7 @@ def quick(name: str, **keys: Any) -> Method[Any]:
 
 
 def problem_of(data: LabelledDataset, **changes: Any) -> Problem:
-    given = {"ipc": 2, "factor": (2, 2), "pool": untrained(data.spec, members=2), "runtime": Runtime()}
+    given = {"ipc": 2, "parameterisation": (2, 2), "pool": untrained(data.spec, members=2), "runtime": Runtime()}
     return Problem(spec=data.spec, train=data.train, **{**given, **changes})
 
 
@@ -62,7 +62,7 @@ def test_a_result_has_its_shape_for_gray_and_colour_at_every_small_ipc_and_facto
 ) -> None:
     data = request.getfixturevalue(dataset)
     single = ONE_SAMPLE if ipc * factor[0] * factor[1] == 1 else {}
-    small = distilled(name, problem_of(data, ipc=ipc, factor=factor), steps=2, **single)
+    small = distilled(name, problem_of(data, ipc=ipc, parameterisation=factor), steps=2, **single)
     assert small.images.shape == (data.spec.num_classes, ipc, *data.spec.shape)
     assert small.images.dtype == torch.float32
     assert small.images.isfinite().all()
@@ -293,7 +293,7 @@ def test_a_run_never_touches_the_test_split(name: str, toy_dataset: LabelledData
 
 
 def test_random_keeps_whole_training_images_at_any_factor(toy_dataset: LabelledDataset) -> None:
-    small = distilled("random", problem_of(toy_dataset, factor=(2, 2)))
+    small = distilled("random", problem_of(toy_dataset, parameterisation=(2, 2)))
     assert small.factor == (1, 1) and len(small) == 3 * 2
     for label, images in zip(small.classes, small.images, strict=True):
         own = toy_dataset.train.images[toy_dataset.train.labels == label] / 255

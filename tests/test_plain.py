@@ -81,7 +81,7 @@ def problem_of(shape: tuple[int, int, int]) -> Problem:
     std, mean = (tuple(values.tolist()) for values in torch.std_mean(images / 255, (0, 2, 3)))
     spec = DatasetSpec("noise", shape, tuple("abcdefghij"), mean, std, mirror=False, fingerprint="noise-1")
     train, pool = Split(images, labels), pool_of(spec)
-    return Problem(spec=spec, train=train, ipc=2, factor=(2, 2), seed=SEED_010, pool=pool, classes=(0, 1))
+    return Problem(spec=spec, train=train, ipc=2, parameterisation=(2, 2), seed=SEED_010, pool=pool, classes=(0, 1))
 
 
 def pool_of(spec: DatasetSpec) -> Pool:

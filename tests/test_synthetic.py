@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from potstill.errors import DataError, UsageError
-from potstill.sets.synthetic import SyntheticSet, check_factor, decode, initial_images
+from potstill.sets.parameterisations.tiles import check_factor, decode
+from potstill.sets.synthetic import SyntheticSet, initial_images
 from potstill.spec import LabelledDataset, Split
 
 FACTORS = pytest.mark.parametrize("factor", [(1, 1), (1, 2), (2, 2), (3, 2), (3, 3)], ids=str)
@@ -73,11 +74,16 @@ def test_every_stored_pixel_gets_a_gradient_through_decode(factor: tuple[int, in
     assert (gradient > 0).all()
 
 
-@pytest.mark.parametrize("factor", [(0, 1), (1, 4), (-1, -1)])
-def test_factor_outside_one_to_three_is_refused(factor: tuple[int, int]) -> None:
-    with pytest.raises(UsageError, match=rf"factor={factor[0]},{factor[1]}: each must be 1, 2 or 3"):
+@pytest.mark.parametrize("factor", [(0, 1), (-1, -1)])
+def test_a_factor_below_one_is_refused(factor: tuple[int, int]) -> None:
+    with pytest.raises(UsageError, match=rf"factor={factor[0]},{factor[1]}: each must be at least 1"):
         check_factor(factor)
-    assert check_factor((3, 1)) == (3, 1)
+
+
+def test_a_factor_goes_as_far_as_tiles_of_four_pixels(toy_colour: LabelledDataset) -> None:
+    assert check_factor((4, 4), toy_colour.spec) == (4, 4)
+    with pytest.raises(UsageError, match="factor=5,1 on images of 16x16: tiles need at least 4 pixels a side"):
+        check_factor((5, 1), toy_colour.spec)
 
 
 # --- initial images
@@ -102,7 +108,7 @@ def values(images: Tensor) -> list[int]:
 def test_first_pick_takes_images_in_file_order(toy_dataset: LabelledDataset) -> None:
     data = numbered(toy_dataset)
     real = initial_images(data.train, data.spec, ipc=3, kind="real", pick="first")
-    mixed = initial_images(data.train, data.spec, ipc=3, factor=(2, 2), pick="first")
+    mixed = initial_images(data.train, data.spec, ipc=3, parameterisation=(2, 2), pick="first")
     assert real.shape == mixed.shape == (3, 3, 1, 8, 8)
     for c in range(3):
         assert values(real[c, :, 0, 0, 0]) == file_order(data, c)[:3]
@@ -114,8 +120,8 @@ def test_seeded_pick_takes_distinct_images_of_the_class_at_random(toy_dataset: L
     data = numbered(toy_dataset)
     picks = {}
     for seed in (0, 1):
-        mixed = initial_images(data.train, data.spec, ipc=2, factor=(2, 2), seed=seed)
-        again = initial_images(data.train, data.spec, ipc=2, factor=(2, 2), seed=seed)
+        mixed = initial_images(data.train, data.spec, ipc=2, parameterisation=(2, 2), seed=seed)
+        again = initial_images(data.train, data.spec, ipc=2, parameterisation=(2, 2), seed=seed)
         assert torch.equal(mixed, again)
         for c in range(3):
             picks[seed, c] = values(mixed[c, :, 0, ::4, ::4])
@@ -128,7 +134,7 @@ def test_seeded_pick_takes_distinct_images_of_the_class_at_random(toy_dataset: L
 
 @pytest.mark.parametrize("kind", ["mix", "real", "noise"])
 def test_shard_of_classes_starts_like_the_whole(kind: str, toy_dataset: LabelledDataset) -> None:
-    keys = {"ipc": 2, "factor": (2, 2), "kind": kind, "seed": 4}
+    keys = {"ipc": 2, "parameterisation": (2, 2), "kind": kind, "seed": 4}
     whole = initial_images(toy_dataset.train, toy_dataset.spec, **keys)
     shard = initial_images(toy_dataset.train, toy_dataset.spec, **keys, classes=(2, 0))
     assert torch.equal(shard, whole[[2, 0]])
@@ -138,7 +144,8 @@ def test_shard_of_classes_starts_like_the_whole(kind: str, toy_dataset: Labelled
 def test_real_images_are_whole_whatever_the_factor(toy_dataset: LabelledDataset) -> None:
     plain = initial_images(toy_dataset.train, toy_dataset.spec, ipc=2, kind="real", pick="first")
     assert torch.equal(
-        initial_images(toy_dataset.train, toy_dataset.spec, ipc=2, kind="real", pick="first", factor=(2, 2)), plain
+        initial_images(toy_dataset.train, toy_dataset.spec, ipc=2, kind="real", pick="first", parameterisation=(2, 2)),
+        plain,
     )
     assert torch.equal(plain[1, 0], toy_dataset.train.images[file_order(toy_dataset, 1)[0]] / 255)
 
@@ -147,9 +154,9 @@ def test_area_averages_and_nearest_drops_pixels(toy_dataset: LabelledDataset) ->
     """Half size: area is the mean of each 2x2 block, nearest its top left pixel."""
     source = toy_dataset.train.images[file_order(toy_dataset, 0)[0]] / 255
     tiles = {
-        resize: initial_images(toy_dataset.train, toy_dataset.spec, ipc=1, factor=(2, 2), pick="first", resize=resize)[
-            0, 0, :, :4, :4
-        ]
+        resize: initial_images(
+            toy_dataset.train, toy_dataset.spec, ipc=1, parameterisation=(2, 2), pick="first", resize=resize
+        )[0, 0, :, :4, :4]
         for resize in ("area", "nearest")
     }
     torch.testing.assert_close(tiles["area"], source.reshape(1, 4, 2, 4, 2).mean((2, 4)))
@@ -165,7 +172,7 @@ def test_decoding_the_start_gives_back_the_chosen_images_smoothed(
     ramp, tilt = torch.linspace(0, 1, 16), torch.rand(120, 1, 1, 1, generator=seeded)
     smooth = (tilt * ramp[:, None] + (1 - tilt) * ramp) * torch.rand(120, 3, 1, 1, generator=seeded)
     train = Split(smooth, toy_colour.train.labels)
-    samples = decode(initial_images(train, toy_colour.spec, ipc=2, factor=factor, pick="first"), factor)
+    samples = decode(initial_images(train, toy_colour.spec, ipc=2, parameterisation=factor, pick="first"), factor)
     for c in range(3):
         originals = smooth[file_order(toy_colour, c)[: 2 * tiles]].reshape(samples[c].shape)
         # 3 does not divide 16: the outermost tiles lose rows to the border, but their inside still agrees.
@@ -179,7 +186,7 @@ def test_start_of_indivisible_images_keeps_their_shape(toy_dataset: LabelledData
     """28 pixels at factor 3 are tiles of 10, of which the last ones are cut to 8."""
     big = F.interpolate(toy_dataset.train.images.float() / 255, (28, 28))
     spec = replace(toy_dataset.spec, shape=(1, 28, 28))
-    stored = initial_images(Split(big, toy_dataset.train.labels), spec, ipc=1, factor=(3, 3), pick="first")
+    stored = initial_images(Split(big, toy_dataset.train.labels), spec, ipc=1, parameterisation=(3, 3), pick="first")
     assert stored.shape == (3, 1, 1, 28, 28)
     ninth = F.interpolate(big[file_order(toy_dataset, 0)[8]][None], (10, 10), mode="area")[0]
     torch.testing.assert_close(stored[0, 0, :, 20:, 20:], ninth[:, :8, :8])
@@ -195,10 +202,10 @@ def test_noise_fills_the_value_range(toy_dataset: LabelledDataset) -> None:
 
 def test_too_few_images_are_refused_with_the_numbers(toy_dataset: LabelledDataset) -> None:
     """40 images a class: ipc 10 at factor 2 needs them all, ipc 11 four more."""
-    initial_images(toy_dataset.train, toy_dataset.spec, ipc=10, factor=(2, 2))
-    with pytest.raises(DataError, match=r"class 'a' has 40 training images, 44 needed for ipc=11 at factor 2,2"):
-        initial_images(toy_dataset.train, toy_dataset.spec, ipc=11, factor=(2, 2))
-    initial_images(toy_dataset.train, toy_dataset.spec, ipc=11, factor=(2, 2), kind="real")
+    initial_images(toy_dataset.train, toy_dataset.spec, ipc=10, parameterisation=(2, 2))
+    with pytest.raises(DataError, match=r"class 'a' has 40 training images, 44 needed for ipc=11 at 2 x 2"):
+        initial_images(toy_dataset.train, toy_dataset.spec, ipc=11, parameterisation=(2, 2))
+    initial_images(toy_dataset.train, toy_dataset.spec, ipc=11, parameterisation=(2, 2), kind="real")
     initial_images(toy_dataset.train, toy_dataset.spec, ipc=50, kind="noise")
 
 
@@ -206,7 +213,7 @@ def test_too_few_images_are_refused_with_the_numbers(toy_dataset: LabelledDatase
     ("keys", "complaint"),
     [
         ({"ipc": 0}, "ipc=0: need at least 1"),
-        ({"ipc": 1, "factor": (4, 1)}, "factor=4,1: each must be 1, 2 or 3"),
+        ({"ipc": 1, "parameterisation": (4, 1)}, "factor=4,1 on images of 8x8: tiles need at least 4 pixels"),
         ({"ipc": 1, "kind": "zeros"}, "init.kind='zeros': use one of mix, real, noise"),
         ({"ipc": 1, "pick": "last"}, "init.pick='last': use one of seeded, first"),
         ({"ipc": 1, "resize": "cubic"}, "init.resize='cubic': use one of area, nearest"),
@@ -303,7 +310,7 @@ def test_other_sets_give_other_bytes(distilled: SyntheticSet) -> None:
     changed[1, 1, 2, 15, 15] += 1e-6
     others = [
         replace(distilled, images=changed),
-        replace(distilled, factor=(1, 2)),
+        replace(distilled, parameterisation=(1, 2)),
         replace(distilled, classes=(0, 2)),
         replace(distilled, provenance={}),
         replace(distilled, spec=replace(distilled.spec, mirror=True)),

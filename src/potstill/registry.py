@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from .errors import UsageError
 
 T = TypeVar("T")
+E = TypeVar("E")  # what is decorated keeps its own type
 
 
 class Registry(Generic[T]):
@@ -17,12 +18,12 @@ class Registry(Generic[T]):
         self.kind = kind
         self._entries: dict[str, T] = {}
 
-    def register(self, name: str) -> Callable[[T], T]:
+    def register(self, name: str) -> Callable[[E], E]:
         """Decorator: enter the decorated object under `name`, once; a class learns its `name`."""
 
-        def enter(entry: T) -> T:
+        def enter(entry: E) -> E:
             assert name not in self._entries, f"{self.kind} {name!r} is registered twice"
-            self._entries[name] = entry
+            self._entries[name] = cast(T, entry)
             if isinstance(entry, type):
                 setattr(entry, "name", name)  # noqa: B010 (not every class declares it)
             return entry

@@ -67,7 +67,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def add_factor(parser: argparse.ArgumentParser) -> None:
-    text = "partition of each stored image, 1..3 per axis"
+    text = "rows and columns of small images in each stored one"
     add_key(parser, "--factor", "factor", type=factor, metavar="F|R,C", help=text)
 
 

@@ -60,7 +60,7 @@ class Coreset(Method[State]):
         return to_pixels(images[self.select(features, problem.ipc)])
 
     def result(self, problem: Problem, state: State) -> SyntheticSet:
-        return super().result(replace(problem, factor=(1, 1)), state)
+        return super().result(replace(problem, parameterisation=(1, 1)), state)
 
 
 def first_smallest(values: Tensor) -> Tensor:

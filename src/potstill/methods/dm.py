@@ -16,7 +16,6 @@ from ..learning.optim import Descent
 from ..matching.features import match_prototypes
 from ..networks import build_network
 from ..seeding import derive
-from ..sets.synthetic import decode
 from .base import METHODS, Method
 from .problem import Problem
 from .real_features import embed_batch, embed_decoded
@@ -74,7 +73,7 @@ class DM(Method[DMState]):
         strategy = Strategy.parse(self.config.augment, mirror=problem.spec.mirror, single=True)
         real = embed_batch(problem, strategy, self.config.real_batch, state.step)
         pixels = state.images.detach().requires_grad_()
-        synthetic = embed_decoded(problem, decode(pixels, problem.factor).flatten(1, 2), real.draw)
+        synthetic = embed_decoded(problem, problem.decode(pixels), real.draw)
         loss = match_prototypes(real.features, synthetic)
         (gradient,) = torch.autograd.grad(loss, pixels)
         # A step of rate r on normalised pixels is one of rate r std^2 on the pixel scale, channel by channel.

@@ -19,7 +19,6 @@ from ..learning.optim import Descent
 from ..matching.features import calibrate, integrate_history, match_covariances, match_history, match_prototypes
 from ..matching.statistics import prototypes, spread
 from ..seeding import generator
-from ..sets.synthetic import decode
 from .base import METHODS, Method
 from .problem import Problem
 from .real_features import RealBatch, RealSource, embed_decoded, real_source
@@ -141,10 +140,9 @@ class DSDM(Method[DSDMState]):
     def init(self, problem: Problem) -> DSDMState:
         pool, config = problem.require_pool(self.name), self.config
         images = problem.initial_images()
-        samples = problem.ipc * problem.factor[0] * problem.factor[1]
-        if config.covariance_weight and samples < 2:
+        if config.covariance_weight and problem.samples < 2:
             raise UsageError(
-                f"ipc={problem.ipc} at factor 1 gives {samples} sample per class, which has no covariance: "
+                f"ipc={problem.ipc} at factor 1 gives {problem.samples} sample per class, which has no covariance: "
                 "set method.covariance_weight=0, or use factor 2 or ipc 2"
             )
         banks = len(pool) if config.history_scope == "per_network" else 1
@@ -191,7 +189,7 @@ class DSDM(Method[DSDMState]):
 
     def _embed(self, problem: Problem, pixels: Tensor, draw: Draw, step: int) -> Tensor:
         """Features `(K, M, D)` of the decoded synthetic samples, under the real batch's own draw."""
-        samples = self._sample(problem, decode(pixels, problem.factor).flatten(1, 2), step)
+        samples = self._sample(problem, problem.decode(pixels), step)
         return embed_decoded(problem, samples, draw)
 
     def _sample(self, problem: Problem, samples: Tensor, step: int) -> Tensor:
@@ -266,7 +264,7 @@ class DSDM(Method[DSDMState]):
         return Descent(c.optimizer, rate, c.momentum, c.decay, c.steps)
 
     def _clamp(self, problem: Problem, images: Tensor, moment: str) -> Tensor:
-        return images.clamp(*problem.spec.value_range) if self.config.clamp == moment else images
+        return problem.clamp(images) if self.config.clamp == moment else images
 
 
 def _metrics(terms: Terms, real: RealBatch, synthetic: Tensor, member: int, ddof: int) -> Metrics:

@@ -17,7 +17,8 @@ from ..learning.pool import Pool
 from ..machine.runtime import Runtime
 from ..networks import build_network
 from ..seeding import derive, generator
-from ..sets.synthetic import Factor, SyntheticSet, check_init, initial_images
+from ..sets.parameterisations import Factor, Parameterisation
+from ..sets.synthetic import SyntheticSet, as_parameterisation, check_init, initial_images
 from ..spec import DatasetSpec, Split
 from .feature_store import FeatureStore
 from .sampler import ClassSampler
@@ -43,7 +44,8 @@ class Problem:
 
     Attributes:
         spec, train: the data set's facts and its TRAINING split.
-        ipc: stored images per class; factor: their partition.
+        ipc: the budget of a class, in whole images.
+        parameterisation: what that budget holds; a factor (rows, columns) is the short name of tiles.
         seed: root of all draws.
         pool: pre-trained networks, where the method uses them; `network` names the architecture.
         classes: those to distil, all by default: a shard gives what the whole run gives for them.
@@ -53,7 +55,7 @@ class Problem:
     spec: DatasetSpec
     train: Split
     ipc: int
-    factor: Factor = (1, 1)
+    parameterisation: Parameterisation | Factor = (1, 1)
     seed: int = 0
     runtime: Runtime = field(default_factory=Runtime)
     pool: Pool | None = None
@@ -65,6 +67,26 @@ class Problem:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", self.classes or tuple(range(self.spec.num_classes)))
+        object.__setattr__(self, "parameterisation", as_parameterisation(self.parameterisation))
+
+    @property
+    def way(self) -> Parameterisation:
+        """The parameterisation, for type checkers sure of it."""
+        assert isinstance(self.parameterisation, Parameterisation)
+        return self.parameterisation
+
+    @property
+    def samples(self) -> int:
+        """Decoded samples of a class."""
+        return self.way.samples(self.ipc, self.spec)
+
+    def decode(self, stored: Tensor) -> Tensor:
+        """Samples `(K, M, C, H, W)` of stored numbers, differentiable."""
+        return self.way.decode(stored, self.spec)
+
+    def clamp(self, stored: Tensor) -> Tensor:
+        """Stored numbers within their range, where they have one."""
+        return self.way.clamp(stored, self.spec)
 
     @cached_property
     def extractor(self) -> Extractor:
@@ -89,12 +111,12 @@ class Problem:
         return self._kept[key]
 
     def initial_images(self) -> Tensor:
-        """`(K, IPC, C, H, W)` on the device, as `init` says."""
+        """Stored numbers `(K, ...)` on the device, as `init` says."""
         images = initial_images(
             self.train,
             self.spec,
             ipc=self.ipc,
-            factor=self.factor,
+            parameterisation=self.way,
             kind=self.init.kind,
             pick=self.init.pick,
             resize=self.init.resize,
@@ -127,7 +149,8 @@ class Problem:
     def synthetic_set(
         self, images: Tensor, *, extras: Mapping[str, Tensor] | None = None, **provenance: Any
     ) -> SyntheticSet:
-        """The set of stored `images` `(K, IPC, C, H, W)` and what else was learned, on the CPU."""
+        """The set of stored numbers `images` `(K, ...)` and what else was learned, on the CPU."""
         facts = {key: str(value) for key, value in {"seed": self.seed, **provenance}.items()}
         learned = {name: extra.detach().cpu().contiguous() for name, extra in (extras or {}).items()}
-        return SyntheticSet(images.detach().cpu().contiguous(), self.spec, self.factor, self.classes, facts, learned)
+        stored = images.detach().cpu().contiguous()
+        return SyntheticSet(stored, self.spec, self.way, self.classes, facts, learned, self.ipc)

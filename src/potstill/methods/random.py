@@ -29,7 +29,7 @@ class Random(Method[State]):
         return super().result(self._plain(problem), state)
 
     def _plain(self, problem: Problem) -> Problem:
-        return replace(problem, factor=(1, 1), init=replace(problem.init, kind="real"))
+        return replace(problem, parameterisation=(1, 1), init=replace(problem.init, kind="real"))
 
 
 @METHODS.register("random_mix")

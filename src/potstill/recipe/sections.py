@@ -17,7 +17,7 @@ from ..learning.pool import SCHEDULES, snapshot_epochs
 from ..machine.runtime import Runtime
 from ..methods import METHODS, Init, Method
 from ..networks import check_network
-from ..sets.synthetic import check_factor
+from ..sets.parameterisations import Parameterisation, Tiles, parse
 from .text import to_yaml
 
 #: Presets of a method's keys that `fidelity` names; a method without any takes each.
@@ -205,7 +205,8 @@ class Recipe:
         method_name: of the method (potstill list methods).
         method: the method's own keys (potstill list methods NAME).
         ipc: stored images per class.
-        factor: rows and columns of small images in each stored one.
+        factor: rows and columns of small images in each stored one, where parameterisation is tiles.
+        parameterisation: how stored numbers become samples, as NAME or NAME:key=number,... (docs/parameterisations.md).
         seed: root of all random draws but those of the pool and of the evaluation.
         fidelity: the preset of the method's keys: paper, code or potstill.
         data: which data.
@@ -221,6 +222,7 @@ class Recipe:
     method: Any
     ipc: int = 10
     factor: tuple[int, int] = (2, 2)
+    parameterisation: str = "tiles"
     seed: int = 0
     fidelity: str = "potstill"
     data: DataConfig = field(default_factory=DataConfig)
@@ -235,7 +237,7 @@ class Recipe:
         at_least(self, 1, "ipc", most=1_000_000, of="image per class")
         at_least(self, SEEDS[0], "seed", most=SEEDS[1])
         one_of(self, FIDELITIES, "fidelity")
-        check_factor(self.factor)
+        _ = Tiles(*self.factor), self.way()
 
     def to_dict(self) -> dict[str, Any]:
         """The nested dictionary that `resolve` reads back to an equal recipe."""
@@ -254,7 +256,14 @@ class Recipe:
         """
         record = self.to_dict()
         del record["evaluation"], record["saving"], record["budget"]
+        # Tiles are named by their factor: their recipes keep the hashes that they had before there was another way.
+        if record["parameterisation"] == "tiles":
+            del record["parameterisation"]
         return blake2b(to_yaml(record, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+    def way(self) -> Parameterisation:
+        """What a class's budget holds, not yet fitted to the data; `factor` is the short name of tiles."""
+        return Tiles(*self.factor) if self.parameterisation == "tiles" else parse(self.parameterisation)
 
     def build_method(self) -> Method[Any]:
         return METHODS[self.method_name](self.method)

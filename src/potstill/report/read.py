@@ -15,7 +15,8 @@ from ..errors import DataError
 from ..run.score import stored_scores
 from ..run.store import FULL_DATA, RunStore
 from ..scores import Score
-from ..sets.synthetic import Factor, SyntheticSet
+from ..sets.parameterisations import Factor
+from ..sets.synthetic import SyntheticSet
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,17 @@ class RunRecord:
         return shown.spec.fingerprint if shown else ""
 
     @property
-    def factor(self) -> Factor:
-        """As in the set: `random` keeps whole images whatever the recipe says."""
+    def stored_as(self) -> str:
+        """What the set's parameterisation says of itself; the recipe's words before there is a set."""
+        return self.distilled.way.describe() if self.distilled else str(self.config.get("parameterisation", ""))
+
+    @property
+    def factor(self) -> Factor | None:
+        """As in the set: `random` keeps whole images whatever the recipe says. None where no tiles are stored."""
         if self.distilled:
             return self.distilled.factor
+        if self.config.get("parameterisation", "tiles") != "tiles":
+            return None
         rows, columns = self.config["factor"]
         return rows, columns
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..run.store import FULL_DATA
 from ..scores import Score, Scores, counts_text
-from ..sets.synthetic import Factor
+from ..sets.parameterisations import Factor
 from .read import RunRecord, joined
 
 #: The rows that a gain is counted from; the first keeps whole images, the second is the undistilled mosaic.
@@ -24,7 +24,8 @@ class Row:
     """One line of a results table: a method under one network, protocol and number of epochs, or the full data.
 
     Attributes:
-        ipc, factor: stored images per class, and (rows, columns) of their partition; None for the full data.
+        ipc, factor: budget of a class in images, and (rows, columns) of tiles; None for the full data, and factor for
+            what is stored otherwise: `stored_as` says how.
         network, protocol, epochs: None where nothing has been evaluated yet.
         mean: accuracy at the last epoch over all networks, a share 0..1.
         std: sample standard deviation over all networks; None for one.
@@ -77,6 +78,7 @@ class Row:
     label: str = ""
     paper: float | None = None
     holdout: int = 0
+    stored_as: str = ""
 
     @property
     def n_sets(self) -> int:
@@ -94,8 +96,8 @@ class Row:
 
     @property
     def partition(self) -> str:
-        """The factor as "2 x 2", "" where there is none."""
-        return "{} x {}".format(*self.factor) if self.factor else ""
+        """The factor as "2 x 2", or how else samples are stored; "" where there are none."""
+        return "{} x {}".format(*self.factor) if self.factor else self.stored_as
 
     def to_json(self) -> dict[str, Any]:
         record = asdict(self)
@@ -253,6 +255,7 @@ def _row_of_runs(runs: Sequence[RunRecord]) -> Row:
         fingerprint=first.fingerprint,
         ipc=first.ipc,
         factor=first.factor,
+        stored_as=first.stored_as,
         nets_per_set=(0,) * len(runs),
         numbers_stored=first.numbers_stored,
         pool_seconds=max(pool, default=None),

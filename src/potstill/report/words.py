@@ -42,8 +42,10 @@ def describe_results(rows: Sequence[Row]) -> list[str]:
 def describe_runs(group: Sequence[RunRecord]) -> str:
     """A sentence on runs that differ only in their seed: method, size of the set, steps, pool and seeds."""
     record = group[0]
-    rows, columns = record.factor
-    tiles = f", each a mosaic of {rows} x {columns} smaller ones" if (rows, columns) != (1, 1) else ""
+    tiles = f" as {record.stored_as}"
+    if record.factor:
+        rows, columns = record.factor
+        tiles = f", each a mosaic of {rows} x {columns} smaller ones" if (rows, columns) != (1, 1) else ""
     what = str(record.environment.get("method_about", "")).rstrip(".")
     text = f"{record.method}{f' ({what})' if what else ''}: {record.ipc} stored images per class{tiles}"
     if record.numbers_stored:

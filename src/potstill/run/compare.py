@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from ..errors import Interrupted, reason
 from ..evaluation import Scores
 from ..recipe import Recipe
-from ..sets.synthetic import Factor
+from ..sets.parameterisations import Factor
 from ..spec import LabelledDataset
 from .distil import distill_run
 from .progress import Reporter

@@ -21,6 +21,7 @@ from ..machine.runtime import Runtime
 from ..methods import FeatureStore, Method, Metrics, Problem, State
 from ..recipe import Recipe, resolve
 from ..sets.export.pictures import save_preview
+from ..sets.parameterisations import Parameterisation
 from ..sets.synthetic import SyntheticSet
 from ..spec import LabelledDataset
 from .environment import environment, forget_peak_memory, peak_memory_mb
@@ -108,13 +109,20 @@ def bare_problem(recipe: Recipe, data: LabelledDataset, runtime: Runtime, pool: 
         spec=data.spec,
         train=data.train,
         ipc=recipe.ipc,
-        factor=recipe.factor,
+        parameterisation=_way(recipe, data),
         seed=recipe.seed,
         runtime=runtime,
         pool=pool,
         network=recipe.pool.network,
         init=recipe.init,
     )
+
+
+def _way(recipe: Recipe, data: LabelledDataset) -> Parameterisation:
+    """The recipe's parameterisation, checked against the data and fitted to its training split."""
+    way = recipe.way()
+    way.check(data.spec)
+    return way.fitted(data.train, data.spec)
 
 
 def _distill(
@@ -279,7 +287,7 @@ def _network_passes(recipe: Recipe, method: Method[Any], data: LabelledDataset) 
     """About how many images pass a network in the distillation: without steps it is each once, or none."""
     if not method.steps:
         return len(data.train) if method.needs_pool else 0
-    synthetic = 2 * recipe.ipc * recipe.factor[0] * recipe.factor[1]
+    synthetic = 2 * recipe.way().samples(recipe.ipc, data.spec)
     real = getattr(recipe.method, "real_batch", 0)
     return method.steps * data.spec.num_classes * (synthetic + real)
 

@@ -11,8 +11,9 @@ from ..data import load_dataset
 from ..errors import UsageError
 from ..recipe import Recipe, resolve
 from ..sets.export import quantise
+from ..sets.parameterisations import Factor
 from ..sets.read import read_set
-from ..sets.synthetic import Factor, SyntheticSet
+from ..sets.synthetic import SyntheticSet
 from ..spec import LabelledDataset
 from .distil import read_run_recipe
 from .store import RunStore

@@ -149,6 +149,7 @@ def _facts(synthetic: SyntheticSet) -> dict[str, Any]:
         "set_hash": synthetic.digest(),
         "recipe_hash": str(synthetic.provenance.get("recipe_hash", "")),
         "numbers_stored": synthetic.numbers_stored,
+        "bytes_stored": synthetic.bytes_stored,
     }
 
 

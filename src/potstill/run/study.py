@@ -25,7 +25,7 @@ from ..files import write_atomically
 from ..methods import METHODS
 from ..recipe import Layer, Recipe, of_method, resolve
 from ..recipe.text import from_yaml, to_yaml
-from ..sets.synthetic import Factor
+from ..sets.parameterisations import Factor
 from ..spec import LabelledDataset
 from .distil import read_run_recipe
 from .store import RunStore

@@ -7,7 +7,8 @@ from pathlib import Path
 from ..errors import DataError, UsageError
 from ..spec import DatasetSpec
 from .export.pt import FORMS, SUFFIXES, read_pt
-from .synthetic import Factor, SyntheticSet
+from .parameterisations import Factor
+from .synthetic import SyntheticSet
 
 #: Where a folder may hold its set: an export, the folder of a run.
 IN_FOLDERS = ("distilled.safetensors", "synthetic/distilled.safetensors")
@@ -40,7 +41,7 @@ def read_set(
     if spec is not None:
         _check_fit(file, synthetic.spec, spec)
     if factor is not None and factor != synthetic.factor:
-        own = "{},{}".format(*synthetic.factor)
+        own = "{},{}".format(*synthetic.factor) if synthetic.factor else f"none ({synthetic.way.describe()})"
         raise UsageError(f"{file}: has factor {own}, not {factor[0]},{factor[1]}: leave the factor out")
     return synthetic
 

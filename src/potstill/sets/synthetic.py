@@ -1,11 +1,12 @@
-"""The synthetic set: learnable images, their labels, and partition and expansion.
+"""The synthetic set: stored numbers, their labels, and how numbers become samples.
 
-`decode` is the only place that knows the factor: losses, evaluation, pictures and exports all go through it.
+Its parameterisation alone knows what is stored: losses, evaluation, pictures and exports all decode through it.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,48 +20,13 @@ from ..errors import DataError, UsageError
 from ..seeding import generator
 from ..spec import DatasetSpec, Split, normalise, to_pixels
 from ..tensors import checksum, pack, read_tensors
+from .parameterisations import Factor, Parameterisation, Tiles
 
-Factor = tuple[int, int]
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+#: Bytes of a number that all classes share: a position.
+SHARED_WIDTH = 2
 #: In front of the names of a set's extras in its file.
 EXTRA = "extra."
-#: Fill for images that the factor does not divide: mid-gray on the pixel scale.
-PADDING_VALUE = 0.5
-
-
-def decode(images: Tensor, factor: Factor) -> Tensor:
-    """Partition and expansion (IDC, IDM; DSDM section 4.4): each stored image holds rows x columns small ones.
-
-    Args:
-        images: `(..., C, H, W)` stored images.
-        factor: (rows, columns) of the partition; (1, 1) returns the images as they are.
-    Returns:
-        `(..., rows * columns, C, H, W)`: the tiles of each image, row by row, enlarged bilinearly to H x W. Images
-        that the factor does not divide are padded at the bottom and right.
-    """
-    rows, columns = factor
-    *lead, channels, height, width = images.shape
-    if factor == (1, 1):
-        return images.unsqueeze(-4)
-    x = images.reshape(-1, channels, height, width)
-    x = F.pad(x, (0, -width % columns, 0, -height % rows), value=PADDING_VALUE)
-    tile_h, tile_w = x.shape[2] // rows, x.shape[3] // columns
-    x = x.reshape(-1, channels, rows, tile_h, columns, tile_w).permute(0, 2, 4, 1, 3, 5)
-    x = x.reshape(-1, channels, tile_h, tile_w)
-    x = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
-    return x.reshape(*lead, rows * columns, channels, height, width)
-
-
-def check_factor(factor: Factor) -> Factor:
-    """The factor as a pair.
-
-    Raises:
-        UsageError: outside 1..3.
-    """
-    rows, columns = factor
-    if not (1 <= rows <= 3 and 1 <= columns <= 3):
-        raise UsageError(f"factor={rows},{columns}: each must be 1, 2 or 3")
-    return rows, columns
 
 
 def initial_images(
@@ -68,21 +34,21 @@ def initial_images(
     spec: DatasetSpec,
     *,
     ipc: int,
-    factor: Factor = (1, 1),
+    parameterisation: Parameterisation | Factor = (1, 1),
     kind: str = "mix",
     pick: str = "seeded",
     resize: str = "area",
     seed: int = 0,
     classes: tuple[int, ...] | None = None,
 ) -> Tensor:
-    """Stored images to start from, `(K, IPC, C, H, W)` on the pixel scale.
+    """Stored numbers to start from, `(K, IPC, C, H, W)` pixels for tiles.
 
     Args:
-        kind: "mix" fills every tile of the partition with its own down-sized real image; "real" takes whole real
-            images; "noise" draws uniformly in the value range.
+        kind: "mix" takes a real image for every sample (down-sized into tiles, else encoded); "real" stores whole real
+            images, which tiles alone can; "noise" draws uniformly in the value range.
         pick: "seeded" chooses real images at random per class, "first" takes the first in file order, as the
             authors' code does (fidelity.md, 11).
-        resize: "area" averages when shrinking, "nearest" drops pixels, as the authors' code does.
+        resize: into tiles: "area" averages when shrinking, "nearest" drops pixels, as the authors' code does.
         classes: the classes to make; draws are addressed by class, so a shard starts like the whole.
     Raises:
         UsageError: ipc below 1 or an unknown choice.
@@ -92,28 +58,50 @@ def initial_images(
     if ipc < 1:
         raise UsageError(f"ipc={ipc}: need at least 1 image per class")
     classes = tuple(range(spec.num_classes)) if classes is None else classes
-    return torch.stack(
-        [_initial_class(train, spec, c, ipc, check_factor(factor), kind, pick, resize, seed) for c in classes]
-    )
+    way = as_parameterisation(parameterisation)
+    way.check(spec)
+    if way.samples(ipc, spec) < 1:
+        raise UsageError(f"ipc={ipc}: no sample stored as {way.describe()} fits; raise ipc or store less of each")
+    return torch.stack([_initial_class(train, spec, c, ipc, way, kind, pick, resize, seed) for c in classes])
 
 
 def _initial_class(
-    train: Split, spec: DatasetSpec, cls: int, ipc: int, factor: Factor, kind: str, pick: str, resize: str, seed: int
+    train: Split,
+    spec: DatasetSpec,
+    cls: int,
+    ipc: int,
+    way: Parameterisation,
+    kind: str,
+    pick: str,
+    resize: str,
+    seed: int,
 ) -> Tensor:
     stream = generator(seed, "initial images", cls)
+    tiles = isinstance(way, Tiles)
+    if kind == "real" and not tiles:
+        raise UsageError(f"init.kind=real: {way.name} stores no whole images, use mix or noise")
     if kind == "noise":
         low, high = spec.value_range
-        return torch.rand(ipc, *spec.shape, generator=stream) * (high - low) + low
-    rows, columns = factor if kind == "mix" else (1, 1)
-    needed = ipc * rows * columns
+        count = ipc if tiles else way.samples(ipc, spec)
+        noise = torch.rand(count, *spec.shape, generator=stream) * (high - low) + low
+        return noise if tiles else way.encode(noise[None], spec)[0]
+    needed = ipc if kind == "real" else way.samples(ipc, spec)
     members = (train.labels == cls).nonzero().flatten()
     if len(members) < needed:
         raise DataError(
             f"class {spec.classes[cls]!r} has {len(members)} training images, {needed} needed for "
-            f"ipc={ipc} at factor {rows},{columns}: lower ipc or factor, or use init.kind=noise"
+            f"ipc={ipc} at {way.describe()}: lower ipc or factor, or use init.kind=noise"
         )
     chosen = members[torch.randperm(len(members), generator=stream)[:needed]] if pick == "seeded" else members[:needed]
-    return _mosaic(to_pixels(train.images[chosen]), rows, columns, resize)
+    samples = to_pixels(train.images[chosen])
+    if isinstance(way, Tiles):
+        return samples if kind == "real" else _mosaic(samples, way.rows, way.columns, resize)
+    return way.clamp(way.encode(samples[None], spec), spec)[0]
+
+
+def as_parameterisation(value: Parameterisation | Factor) -> Parameterisation:
+    """A factor is the short name of tiles."""
+    return value if isinstance(value, Parameterisation) else Tiles(*value)
 
 
 def _mosaic(x: Tensor, rows: int, columns: int, resize: str) -> Tensor:
@@ -148,47 +136,71 @@ class SyntheticSet(Dataset[tuple[Tensor, int]]):
     """A small synthetic data set, and a torch `Dataset` of its decoded, normalised samples.
 
     Attributes:
-        images: `(K, IPC, C, H, W)` stored images on the pixel scale of `spec`.
+        images: `(K, ...)` stored numbers; for tiles `(K, IPC, C, H, W)` images on the pixel scale of `spec`.
         spec: of the data set it stands for.
-        factor: partition, see `decode`.
+        parameterisation: how stored numbers become samples; a factor (rows, columns) is the short name of tiles.
         classes: the class of each row of `images`.
         provenance: free text fields saved with it (method, seed, recipe hash...).
         extras: what a method learned besides images and whoever trains on them is to use (DD's step sizes), by name.
+        ipc: the budget, in whole images per class; told by the shape where tiles are stored.
     """
 
     images: Tensor
     spec: DatasetSpec
-    factor: Factor = (1, 1)
+    parameterisation: Parameterisation | Factor = (1, 1)
     classes: tuple[int, ...] = ()
     provenance: dict[str, str] = field(default_factory=dict)
     extras: dict[str, Tensor] = field(default_factory=dict)
+    ipc: int = 0
     _decoded: tuple[Tensor, Tensor] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        self.parameterisation = as_parameterisation(self.parameterisation)
         self.classes = self.classes or tuple(range(self.images.shape[0]))
-        if len(self.classes) != len(self.images) or tuple(self.images.shape[2:]) != self.spec.shape:
+        if isinstance(self.parameterisation, Tiles):
+            self.ipc = self.images.shape[1] if self.images.ndim > 1 else 0
+        shape = self.parameterisation.stored_shape(self.ipc, self.spec) if self.ipc else None
+        if len(self.classes) != len(self.images) or tuple(self.images.shape[1:]) != shape:
             raise UsageError(
                 f"images {tuple(self.images.shape)} do not fit {len(self.classes)} classes of shape {self.spec.shape}"
+                + ("" if isinstance(self.parameterisation, Tiles) else f" stored as {self.parameterisation.describe()}")
             )
 
     @property
-    def ipc(self) -> int:
-        """Stored images per class."""
-        return self.images.shape[1]
+    def way(self) -> Parameterisation:
+        """The parameterisation, for type checkers sure of it."""
+        assert isinstance(self.parameterisation, Parameterisation)
+        return self.parameterisation
+
+    @property
+    def factor(self) -> Factor | None:
+        """Rows and columns of tiles; None where something else is stored."""
+        return self.way.factor if isinstance(self.way, Tiles) else None
 
     @property
     def numbers_stored(self) -> int:
         """Numbers that make up the set: the storage that sets are compared at."""
-        return self.images.numel() + sum(extra.numel() for extra in self.extras.values())
+        extras = sum(extra.numel() for extra in self.extras.values())
+        return self.images.numel() + self.way.shared_numbers + extras
+
+    @property
+    def bytes_stored(self) -> int:
+        """Bytes of those numbers at the width they are kept in."""
+        extras = sum(extra.nbytes for extra in self.extras.values())
+        return self.images.nbytes + SHARED_WIDTH * self.way.shared_numbers + extras
+
+    def samples(self) -> Tensor:
+        """What a network trains on, `(K, M, C, H, W)` pixels."""
+        return self.way.decode(self.images, self.spec)
 
     def decoded(self) -> Split:
-        """All samples a network trains on, class by class: `(K * IPC * tiles, C, H, W)` pixels and labels."""
-        samples = decode(self.images, self.factor).flatten(0, 2)
-        per_class = len(samples) // len(self.classes)
-        return Split(samples, torch.tensor(self.classes).repeat_interleave(per_class))
+        """All samples a network trains on, class by class: `(K * M, C, H, W)` pixels and labels."""
+        samples = self.samples()
+        labels = torch.tensor(self.classes).repeat_interleave(samples.shape[1])
+        return Split(samples.flatten(0, 1), labels)
 
     def __len__(self) -> int:
-        return self.images.shape[0] * self.ipc * self.factor[0] * self.factor[1]
+        return len(self.classes) * self.way.samples(self.ipc, self.spec)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         if self._decoded is None:
@@ -205,7 +217,8 @@ class SyntheticSet(Dataset[tuple[Tensor, int]]):
         metadata = {
             "format_version": str(FORMAT_VERSION),
             "spec": json.dumps(self.spec.to_json(), sort_keys=True),
-            "factor": json.dumps(self.factor),
+            "parameterisation": json.dumps(self.way.to_json(), sort_keys=True),
+            "ipc": str(self.ipc),
             "provenance": json.dumps(self.provenance, sort_keys=True),
         }
         return pack(tensors, metadata)
@@ -230,12 +243,13 @@ class SyntheticSet(Dataset[tuple[Tensor, int]]):
             _check_version(facts)
             spec = DatasetSpec.from_json(json.loads(facts["spec"]))
             return cls(
-                images=_finite_images(tensors["images"]),
+                images=_finite(tensors["images"]),
                 spec=spec,
-                factor=_whole_factor(json.loads(facts["factor"])),
+                parameterisation=_way_of(facts, spec),
                 classes=_known_classes(tensors["classes"], spec),
                 provenance=_texts(json.loads(facts["provenance"])),
                 extras={name.removeprefix(EXTRA): x for name, x in tensors.items() if name.startswith(EXTRA)},
+                ipc=int(facts.get("ipc", 0)),
             )
         except KeyError as error:
             raise DataError(f"{path}: not a distilled set written by potstill ({error} is missing)") from error
@@ -244,22 +258,39 @@ class SyntheticSet(Dataset[tuple[Tensor, int]]):
 
 
 def _check_version(facts: dict[str, str]) -> None:
-    version = facts.get("format_version", str(FORMAT_VERSION))
-    if version != str(FORMAT_VERSION):
-        raise ValueError(f"format {version}, this version reads {FORMAT_VERSION}: read it with the one that wrote it")
+    version, known = facts.get("format_version", "1"), [str(v) for v in range(1, FORMAT_VERSION + 1)]
+    if version not in known:
+        listed = " and ".join(known)
+        raise ValueError(f"format {version}, this version reads {listed}: read it with the one that wrote it")
 
 
-def _finite_images(images: Tensor) -> Tensor:
-    if images.ndim != 5 or not images.is_floating_point() or not images.float().isfinite().all():
+def _finite(images: Tensor) -> Tensor:
+    if images.ndim < 3 or not images.is_floating_point() or not images.float().isfinite().all():
         found = f"{images.dtype} of shape {tuple(images.shape)}".removeprefix("torch.")
-        raise ValueError(f"images are {found}, expected finite floats (K, IPC, C, H, W)")
+        raise ValueError(f"images are {found}, expected finite floats (K, ...)")
     return images.float()
+
+
+def _way_of(facts: Mapping[str, str], spec: DatasetSpec) -> Parameterisation | Factor:
+    """How a file's numbers become samples; files of format 1 name a factor."""
+    if "factor" in facts:
+        return _whole_factor(json.loads(facts["factor"]))
+    way = Parameterisation.from_json(json.loads(facts["parameterisation"]))
+    if not isinstance(way, Tiles):
+        way.check(spec)
+    elif (
+        way.rows > spec.shape[1] or way.columns > spec.shape[2]
+    ):  # smaller tiles than can be asked for were written once
+        raise ValueError(f"tiles {way.describe()} of images of shape {spec.shape}")
+    return way
 
 
 def _whole_factor(factor: Any) -> Factor:
     if not (isinstance(factor, list) and len(factor) == 2 and all(type(count) is int for count in factor)):
         raise ValueError(f"factor {factor!r}, expected [rows, columns]")
-    return check_factor((factor[0], factor[1]))
+    if not all(1 <= count <= 3 for count in factor):
+        raise ValueError(f"factor {factor!r}, format 1 has 1 to 3")
+    return factor[0], factor[1]
 
 
 def _known_classes(classes: Tensor, spec: DatasetSpec) -> tuple[int, ...]:

@@ -72,7 +72,7 @@ def _summary(synthetic: SyntheticSet) -> str:
 
 
 def _properties(synthetic: SyntheticSet) -> Iterable[tuple[str, str]]:
-    spec, (rows, columns) = synthetic.spec, synthetic.factor
+    spec = synthetic.spec
     facts = dict(synthetic.provenance)
     yield "source data set", f"{spec.name}, fingerprint {spec.fingerprint}"
     yield "licence of the source", spec.licence or "not known"
@@ -80,8 +80,13 @@ def _properties(synthetic: SyntheticSet) -> Iterable[tuple[str, str]]:
     yield "seed", facts.pop("seed", "not known")
     yield from facts.items()
     yield "stored images per class (IPC)", str(synthetic.ipc)
-    tiles = f"each stored image holds {rows * columns} samples, enlarged bilinearly"
-    yield "factor", f"{rows} x {columns}" + (f": {tiles}" if rows * columns > 1 else "")
+    if synthetic.factor:
+        rows, columns = synthetic.factor
+        tiles = f"each stored image holds {rows * columns} samples, enlarged bilinearly"
+        yield "factor", f"{rows} x {columns}" + (f": {tiles}" if rows * columns > 1 else "")
+    else:
+        yield "parameterisation", synthetic.way.describe()
+    yield "storage", f"{synthetic.numbers_stored:,} numbers, {synthetic.bytes_stored:,} bytes"
     channels, height, width = spec.shape
     yield "samples", f"{len(synthetic)}, {channels} channel{'s' * (channels > 1)}, {height} x {width}"
     yield (

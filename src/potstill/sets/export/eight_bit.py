@@ -32,8 +32,8 @@ def quantise(synthetic: SyntheticSet) -> SyntheticSet:
     """
     levels, _ = sample_levels(synthetic)
     images = from_levels(levels, synthetic.spec).reshape(len(synthetic.classes), -1, *synthetic.spec.shape)
-    facts = {**synthetic.provenance, "pixels": "8 bits", "stored_factor": "{},{}".format(*synthetic.factor)}
-    return replace(synthetic, images=images, factor=(1, 1), provenance=facts, _decoded=None)
+    facts = {**synthetic.provenance, "pixels": "8 bits", "stored": synthetic.way.describe()}
+    return replace(synthetic, images=images, parameterisation=(1, 1), provenance=facts, _decoded=None)
 
 
 def sample_levels(synthetic: SyntheticSet) -> tuple[Tensor, float]:

@@ -42,6 +42,7 @@ def to_folder(synthetic: SyntheticSet, facts: Mapping[str, Any]) -> dict[str, by
         "levels": {"0": low, "255": high, "clamped_share": clipped},
         "ipc": synthetic.ipc,
         "factor": synthetic.factor,
+        "parameterisation": synthetic.way.to_json(),
         "provenance": synthetic.provenance,
     }
     return {**content, "classes.json": _json({"classes": classes}), "spec.json": _json(about)}

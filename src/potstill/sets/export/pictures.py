@@ -29,11 +29,12 @@ def image_grid(
     ink: str = "black",
     paper: str | None = "white",
 ) -> Image.Image:
-    """The first `per_class` stored images of each class, a row per class with its name at the left.
+    """The first `per_class` images of each class, a row per class with its name at the left.
 
     Args:
-        synthetic: mosaics are shown whole, not decoded; values are clamped to the spec's range. One channel is gray,
-            three are colours, any other number is averaged to gray.
+        synthetic: stored images are shown as they are, mosaics whole; other stored numbers as decoded samples.
+            Values are clamped to the spec's range. One channel is gray, three are colours, any other number is
+            averaged to gray.
         scale: whole-number enlargement without smoothing; readable where None.
         max_classes: rows to show, all where None.
         names: whether class names are written.
@@ -44,7 +45,7 @@ def image_grid(
     for name, value in (("per_class", per_class), ("scale", scale), ("max_classes", max_classes)):
         if value is not None and value < 1:
             raise UsageError(f"{name}={value}: need at least 1")
-    images = _to_bytes(synthetic.images[:max_classes, :per_class], synthetic.spec.value_range)
+    images = _to_bytes(shown(synthetic)[:max_classes, :per_class], synthetic.spec.value_range)
     rows, columns, _, height, width = images.shape
     scale = scale or readable_scale(height, width)
     cell_h, cell_w = height * scale + _GAP, width * scale + _GAP
@@ -62,6 +63,11 @@ def image_grid(
             picture = _picture(images[i, j]).resize((width * scale, height * scale), Image.Resampling.NEAREST)
             canvas.paste(picture, (left + j * cell_w, i * line + (line - cell_h) // 2))
     return canvas
+
+
+def shown(synthetic: SyntheticSet) -> Tensor:
+    """`(K, N, C, H, W)`: stored images, or decoded samples where no images are stored."""
+    return synthetic.images if synthetic.factor else synthetic.samples()
 
 
 def before_after(

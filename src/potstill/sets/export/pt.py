@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ...errors import DataError, UsageError
 from ...spec import DatasetSpec, normalise
-from ..synthetic import Factor, SyntheticSet, check_factor
+from ..parameterisations.tiles import Factor, check_factor
+from ..synthetic import SyntheticSet
 from .base import EXPORTS, Form, logger
 
 SUFFIXES = (".pt", ".pth")
@@ -26,7 +27,14 @@ FORMS = '[images, labels] (IDC, DSDM) or {"data": [[images, labels], ...]} (DC, 
 
 
 def to_pt(synthetic: SyntheticSet, facts: Mapping[str, Any]) -> bytes:
-    """`[images, labels]`: `(K * IPC, C, H, W)` stored images on the pixel scale and their labels, class by class."""
+    """`[images, labels]`: `(K * IPC, C, H, W)` stored images on the pixel scale and their labels, class by class.
+
+    What is not stored as images is decoded, and said.
+    """
+    if synthetic.factor is None:
+        logger.warning("the form pt holds images: the decoded samples of %s are written", synthetic.way.describe())
+        split = synthetic.decoded()
+        return _saved([split.images.detach().cpu().clone(), split.labels])
     if synthetic.factor != (1, 1):
         logger.warning(
             "the form pt does not hold the factor: give %d,%d when the file is read again", *synthetic.factor
@@ -70,7 +78,7 @@ def read_pt(
         which: the set to take where the file holds several.
     Raises:
         DataError: not one of the forms, anything but plain tensors, or a set that does not fit `spec`.
-        UsageError: a factor outside 1..3, or a `which` that the file does not have.
+        UsageError: a factor that the images do not allow, or a `which` that the file does not have.
     """
     path = Path(path)
     form, images, labels = _pair(path, _load(path), which)
@@ -82,7 +90,7 @@ def read_pt(
     if normalised:
         images = images * torch.tensor(spec.std)[:, None, None] + torch.tensor(spec.mean)[:, None, None]
     images = images.reshape(spec.num_classes, -1, *spec.shape).contiguous()
-    return SyntheticSet(images, spec, check_factor(factor), provenance={"imported": path.name, "form": form})
+    return SyntheticSet(images, spec, check_factor(factor, spec), provenance={"imported": path.name, "form": form})
 
 
 class _Ignored:
