@@ -37,16 +37,16 @@ def read_folder(source: Any, size: Size | None) -> RawDataset | None:
     train = class_files(train_root, SUFFIXES)
     test = class_files(test_root, SUFFIXES, known=tuple(train)) if test_root else {}
     name = source.resolve().name
-    pictures = [[Picture(str(path), partial(open_file, path)) for path in paths_of(files)] for files in (train, test)]
-    target = plan(name, *pictures, size)
+    train_pictures, test_pictures = (
+        [Picture(str(path), partial(open_file, path)) for path in paths_of(files)] for files in (train, test)
+    )
+    target = plan(name, train_pictures, test_pictures, size)
 
     def split(root: Path, files: Files, members: list[Picture]) -> RawSplit:
         return RawSplit(decode(members, target), labels_of(files, tuple(train)), str(root))
 
-    return RawDataset(
-        name, split(train_root, train, pictures[0]), split(test_root, test, pictures[1]) if test_root else None,
-        tuple(train),
-    )  # fmt: skip
+    held = split(test_root, test, test_pictures) if test_root else None
+    return RawDataset(name, split(train_root, train, train_pictures), held, tuple(train))
 
 
 def is_saved_by_datasets(root: Path) -> bool:

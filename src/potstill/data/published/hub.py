@@ -16,7 +16,7 @@ class Repository:
     name: str
     megabytes: int
     revision: str = "main"
-    config: tuple[str, ...] = ()
+    config: str | None = None
 
 
 REPOSITORIES = {
@@ -24,7 +24,7 @@ REPOSITORIES = {
     "fashion_mnist": Repository("zalando-datasets/fashion_mnist", 37),
     "cifar10": Repository("uoft-cs/cifar10", 144),
     "cifar100": Repository("uoft-cs/cifar100", 142),
-    "svhn": Repository("ufldl-stanford/svhn", 211, config=("cropped_digits",)),
+    "svhn": Repository("ufldl-stanford/svhn", 211, config="cropped_digits"),
 }
 
 
@@ -45,7 +45,7 @@ def from_hub(name: str) -> RawDataset:
     address = f"huggingface.co/datasets/{place.name}, revision {place.revision}"
     logger.warning("%s: downloading about %d MB from %s", name, place.megabytes, address)
     try:
-        content = load_dataset(place.name, *place.config, revision=place.revision)
+        content = load_dataset(place.name, place.config, revision=place.revision)
     except Exception as problem:  # of the network, the server, the library's cache: all mean the same to the user
         failed = f"{name}: download from {address} failed ({reason(problem)})"
         raise DataError(f"{failed}: check the connection, or place the published files") from problem

@@ -27,7 +27,8 @@ def read_speech_commands(data_dir: Path) -> tuple[RawSplit, RawSplit]:
         return stored.train, stored.test
     clips = root / "clips"
     if (clips / "train").is_dir() and (clips / "test").is_dir():
-        return tuple(_read(clips / which, class_files(clips / which, SUFFIXES)) for which in ("train", "test"))
+        train_clips, test_clips = (class_files(clips / which, SUFFIXES) for which in ("train", "test"))
+        return _read(clips / "train", train_clips), _read(clips / "test", test_clips)
     if all((root / word).is_dir() for word in CLASSES):
         files = {word: members for word, members in class_files(root, SUFFIXES).items() if word in CLASSES}
         train = {word: [clip for i, clip in enumerate(members) if i % 8] for word, members in files.items()}
