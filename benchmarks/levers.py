@@ -94,16 +94,17 @@ def rates(levers: bool, chunk: int = NOW.chunk) -> dict:
     torch._dynamo.config.recompile_limit = 64
     data, spec = speed.random_data("cpu")
     extractor = Extractor(build_network("convnet", spec, 0), spec, runtime)
+    weights = extractor.network.state_dict()
     drawn = draw(Strategy.parse("color_crop_cutout"), 400, torch.Generator().manual_seed(0))
-    images = data.images[:400]
+    images = data.images[:400, None]
     pixels = images.float().div(255).requires_grad_()
     schedule = Schedule(epochs=1, batch=256, learning_rate=0.01, augment="color_crop", cutmix=0.5)
     network = build_network("convnet", spec, 0)
     acts = {
-        "forward": (400, lambda: extractor.embed_real(images, drawn)),
+        "forward": (400, lambda: extractor.embed(weights, images, drawn)),
         "forward_backward": (
             400,
-            lambda: torch.autograd.grad(extractor.embed_synthetic(pixels, drawn).square().sum(), pixels),
+            lambda: torch.autograd.grad(extractor.embed(weights, pixels, drawn).square().sum(), pixels),
         ),
         "pre-training": (len(data), lambda: fit(network, data, spec, schedule, runtime, seed=0)),
     }

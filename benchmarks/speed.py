@@ -187,10 +187,10 @@ def passes(data: Split, spec: DatasetSpec, runtime: Runtime, limits: dict) -> di
     from potstill.learning.extractor import Extractor
 
     extractor = Extractor(build_network("convnet", spec, 0), spec, replace(runtime))
-    draw, images = Draw((), torch.zeros(400, COLUMNS)), data.images[:400]
-    pixels = images.float().div(255).requires_grad_()
-    forward = timed(lambda: extractor.embed_real(images, draw), 7)
-    both = timed(lambda: torch.autograd.grad(extractor.embed_synthetic(pixels, draw).square().sum(), pixels), 7)
+    draw, images = Draw((), torch.zeros(400, COLUMNS)), data.images[:400, None]
+    weights, pixels = extractor.network.state_dict(), images.float().div(255).requires_grad_()
+    forward = timed(lambda: extractor.embed(weights, images, draw), 7)
+    both = timed(lambda: torch.autograd.grad(extractor.embed(weights, pixels, draw).square().sum(), pixels), 7)
     rates = {"forward": 400 * FORWARD / forward / 1e9, "forward_backward": 400 * 2 * FORWARD / both / 1e9}
     ceiling = limits["gemm_bf16_gflops"]
     return {

@@ -20,7 +20,7 @@ from potstill.learning.pool import untrained
 from potstill.machine.runtime import Runtime
 from potstill.methods import Metrics, Problem, run_method
 from potstill.methods.dsdm import DSDM, DSDMConfig, DSDMState
-from potstill.methods.real_features import Bank, embed_batch, real_source
+from potstill.methods.real_features import Bank, bank, real_batch
 from potstill.networks import build_network
 from potstill.seeding import generator
 from potstill.sets.parameterisations.tiles import decode
@@ -252,10 +252,10 @@ def test_the_logged_spread_is_the_log_ratio_of_covariance_traces(toy_dataset: La
     state = method.init(problem)
     _, metrics = method.step(problem, state)
     strategy = Strategy.parse("color_crop_cutout", mirror=False)
-    real = embed_batch(problem, strategy, 16, 0).features
+    real = real_batch(problem, problem.require_pool("dsdm").members[0], strategy, 16, 0).features
     samples = decode(state.images, (2, 2)).flatten(1, 2)
-    rows = problem.class_draw(strategy, 0).repeat(8)
-    synthetic = problem.extractor.embed_synthetic(samples.flatten(0, 1), rows).unflatten(0, (3, 8))
+    weights = problem.require_pool("dsdm").members[0]
+    synthetic = problem.extractor.embed(weights, samples, problem.class_draw(strategy, 0))
     ratios = [(torch.cov(s.T).trace() / torch.cov(r.T).trace()).log() for s, r in zip(synthetic, real, strict=True)]
     assert metrics.notes["spread"] == pytest.approx(float(torch.stack(ratios).mean()), abs=1e-4)
 
@@ -420,28 +420,22 @@ def test_plain_history_is_taken_after_the_step(toy_dataset: LabelledDataset) -> 
 
 def test_a_bank_of_one_draw_serves_every_step_of_a_network_with_the_same_features(toy_dataset: LabelledDataset) -> None:
     problem = problem_of(toy_dataset)
-    assert problem.pool is not None
-    strategy = Strategy.parse("color_crop_cutout", mirror=False)
-    source = real_source(problem, strategy, size=16, statistics="bank", draws=1, budget=1.0)
-
-    def features(member: int, step: int) -> Tensor:
-        assert problem.pool is not None
-        problem.extractor.load(problem.pool.members[member])
-        return source(member, step).features
-
-    first, later, other = features(0, 0), features(0, 9), features(1, 0)
+    pool, strategy = problem.require_pool("dsdm"), Strategy.parse("color_crop_cutout", mirror=False)
+    kept = bank(problem, pool, strategy, size=16, draws=1, gigabytes=1.0)
+    first, later, other = (kept.batch(*at).features for at in ((0, 0), (0, 9), (1, 0)))
     assert torch.equal(first, later)
     assert not torch.equal(first, other)
-    problem.extractor.load(problem.pool.members[0])
-    torch.testing.assert_close(first, embed_batch(problem, strategy, 16, 0).features, atol=0, rtol=2**-8)  # bf16
+    fresh = real_batch(problem, pool.members[0], strategy, 16, 0).features
+    torch.testing.assert_close(first, fresh, atol=0, rtol=2**-8)  # bf16
+    assert bank(problem, pool, strategy, size=16, draws=1, gigabytes=1.0) is kept
 
 
 def test_a_bank_embeds_real_images_once_per_network_and_draw(
     toy_dataset: LabelledDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem, calls = problem_of(toy_dataset), []
-    embed = problem.extractor.embed_real
-    monkeypatch.setattr(problem.extractor, "embed_real", lambda *given: calls.append(1) or embed(*given))
+    batches = Problem.class_batches
+    monkeypatch.setattr(Problem, "class_batches", lambda *given: calls.append(1) or batches(*given))
     walk(dsdm(real_statistics="bank", bank_draws=1, steps=8), problem)
     assert len(calls) == 2
     walk(dsdm(real_statistics="fresh", steps=8), problem)
@@ -451,27 +445,31 @@ def test_a_bank_embeds_real_images_once_per_network_and_draw(
 def test_a_bank_keeps_as_many_draws_as_its_budget_holds(toy_dataset: LabelledDataset) -> None:
     problem = problem_of(toy_dataset)
     one_draw = 2 * 3 * 16 * problem.extractor.network.feature_width * 2  # networks, classes, images, bf16
-    assert bank(problem, gigabytes=3.5 * one_draw / 1e9).draws == 3
+    assert small_bank(problem, gigabytes=3.5 * one_draw / 1e9).draws == 3
     with pytest.raises(UsageError, match=r"method\.bank_gigabytes=.*raise it, lower method\.real_batch or use"):
-        bank(problem, gigabytes=0.9 * one_draw / 1e9)
+        small_bank(problem, gigabytes=0.9 * one_draw / 1e9)
 
 
 def test_a_bank_counts_only_images_that_a_class_has(toy_dataset: LabelledDataset) -> None:
     """Each toy class has 40 images: a real batch of 256 takes the room of 40."""
     problem = problem_of(toy_dataset)
     whole_class = 2 * 3 * 40 * problem.extractor.network.feature_width * 2
-    assert bank(problem, size=256, gigabytes=1.5 * whole_class / 1e9).draws == 1
+    assert small_bank(problem, size=256, gigabytes=1.5 * whole_class / 1e9).draws == 1
 
 
 def test_a_bank_keeps_equally_many_draws_for_a_shard_of_the_classes(toy_dataset: LabelledDataset) -> None:
     """The number of draws decides which batches are seen: a shard must see those of the whole run."""
     budget = 2.5 * 2 * 3 * 16 * problem_of(toy_dataset).extractor.network.feature_width * 2 / 1e9
-    whole, shard = (bank(problem_of(toy_dataset, classes=c), gigabytes=budget).draws for c in ((), (1,)))
+    whole, shard = (small_bank(problem_of(toy_dataset, classes=c), gigabytes=budget).draws for c in ((), (1,)))
     assert whole == shard == 2
 
 
-def bank(problem: Problem, *, gigabytes: float, size: int = 16) -> Bank:
-    return Bank(problem, Strategy(), size=size, draws=16, budget=gigabytes)
+def test_a_bank_of_any_size_keeps_all_its_draws(toy_dataset: LabelledDataset) -> None:
+    assert small_bank(problem_of(toy_dataset), gigabytes=float("inf")).draws == 16
+
+
+def small_bank(problem: Problem, *, gigabytes: float, size: int = 16) -> Bank:
+    return Bank(problem, problem.require_pool("dsdm"), Strategy(), size=size, draws=16, gigabytes=gigabytes)
 
 
 @pytest.mark.parametrize("statistics", ["fresh", "bank"])

@@ -26,7 +26,7 @@ from potstill.machine.runtime import Runtime, has_bf16
 from potstill.matching.statistics import covariance_distance, covariances
 from potstill.methods import Metrics, Problem
 from potstill.methods.dsdm import DSDM, DSDMConfig, DSDMState
-from potstill.methods.real_features import embed_batch, embed_decoded
+from potstill.methods.real_features import real_batch
 from potstill.seeding import generator
 from potstill.spec import DatasetSpec, Split
 
@@ -168,10 +168,10 @@ def test_the_covariance_distance_is_a_small_difference_here() -> None:
     """Of the squared covariances of both sides; or the tolerances below would say little."""
     problem = problem_of(EAGER)
     assert problem.pool is not None
-    problem.extractor.load(problem.pool.members[0])
-    real = embed_batch(problem, Strategy.parse("color_crop_cutout"), 16, 0)
+    weights = problem.pool.members[0]
+    real = real_batch(problem, weights, Strategy.parse("color_crop_cutout"), 16, 0)
     samples = problem.decode(problem.initial_images())
-    synthetic = embed_decoded(problem, samples, real.draw)
+    synthetic = problem.extractor.embed(weights, samples, real.draw)
     squares = [covariances(features, 1).square().sum((1, 2)) for features in (real.features, synthetic)]
     shares = covariance_distance(real.features, synthetic, 1) / (squares[0] + squares[1])
     assert 0.1 < float(shares.min()) < float(shares.max()) < 0.2

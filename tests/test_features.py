@@ -39,8 +39,8 @@ def problem_of(data: LabelledDataset, folder: Path | None, **changes: Any) -> Pr
 
 def embedded(problem: Problem, monkeypatch: pytest.MonkeyPatch, method: Any = None) -> int:
     """How many real batches a run puts through a network."""
-    calls, embed = [], problem.extractor.embed_real
-    monkeypatch.setattr(problem.extractor, "embed_real", lambda *given: calls.append(1) or embed(*given))
+    calls, embed = [], Problem.class_batches
+    monkeypatch.setattr(Problem, "class_batches", lambda *given: calls.append(1) or embed(*given))
     run_method(method or DSDM(DSDMConfig(**BANK)), problem)
     return len(calls)
 

@@ -1,25 +1,25 @@
-"""The feature extractor: images in, features out, at the speed of the hardware.
+"""The feature extractor: samples in, features out, at the speed of the hardware.
 
-It owns one working network whose weights are overwritten to become any member of a pool, so that every member runs
-through the same compiled graphs. Normalising, augmenting and embedding happen in one graph, a chunk of images at a
-time, while the chunk's maps are still near the core.
+It owns one working network, into which the weights of a call are copied unless they are there already, so that all
+members of a pool run through the same compiled graphs. Normalising, augmenting and embedding happen in one graph, a
+chunk of samples at a time, while the chunk's maps are still near the core.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..machine.chunks import chunks
 from ..machine.runtime import Runtime
 from ..networks import Backbone
-from ..spec import DatasetSpec, normalise, to_pixels
-from . import augment
+from ..spec import DatasetSpec
 from .augment import Draw
+from .gradients import Weights
+from .view import View
 
 #: Samples whose maps are kept for the backward pass, half a megabyte each at 32x32; beyond, a chunk's maps are
 #: computed again when its gradient is due: a third more work, and memory that no longer grows with the set.
@@ -30,10 +30,12 @@ EAGER_MAPS = 5
 
 
 class Extractor:
-    """Embeds real batches (no gradient) and synthetic samples (gradient to the pixels) with frozen weights.
+    """Embeds samples with frozen weights, which every call is given; mappings of weights are never rewritten.
+
+    Gradients of features are to be taken before other weights are used: autograd refuses later.
 
     Args:
-        network: the working network; its weights are replaced by `load`.
+        network: the working network; its own weights are overwritten.
         spec: gives the normalisation.
         runtime: device, precision, chunk, compile.
     """
@@ -41,59 +43,42 @@ class Extractor:
     def __init__(self, network: Backbone, spec: DatasetSpec, runtime: Runtime):
         self.network = network.requires_grad_(False).eval().to(runtime.device)
         self.runtime = runtime
-        self.mean = torch.tensor(spec.mean, device=runtime.device)
-        self.std = torch.tensor(spec.std, device=runtime.device)
+        self.view = View(spec, runtime.device)
+        self._present: Weights | None = None
         self._embed_chunk = runtime.compiled(self._embed_one_chunk)
 
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Become the network with these weights; compiled graphs stay."""
-        self.network.load_state_dict(weights)
+    def embed(self, weights: Weights, samples: Tensor, draw: Draw) -> Tensor:
+        """Features `(K, N, D)` fp32 of samples `(K, N, C, H, W)`, uint8 or pixels, under one row of `draw` per class.
 
-    @torch.no_grad()
-    def embed_real(self, images: Tensor, draw: Draw) -> Tensor:
-        """Features `(B, D)` fp32 of real images `(B, C, H, W)` (uint8 or pixels), one row of `draw` each."""
-        return self._embed(images, draw)
+        Differentiable in pixels that ask for their gradient.
+        """
+        self._use(weights)
+        classes, count = samples.shape[:2]
+        with torch.set_grad_enabled(samples.requires_grad and torch.is_grad_enabled()):
+            return self._embed(samples.flatten(0, 1), draw.repeat(count)).unflatten(0, (classes, count))
 
-    def embed_synthetic(self, pixels: Tensor, draw: Draw) -> Tensor:
-        """Features `(B, D)` fp32 of decoded synthetic samples `(B, C, H, W)`, differentiable in `pixels`."""
-        kept = len(pixels) * (1 if self.runtime.compile else EAGER_MAPS)
-        return self._embed(pixels, draw, recompute=kept > KEEP_MAPS_OF)
-
-    def classify(self, features: Tensor) -> Tensor:
-        """Logits `(..., num_classes)` of features `(..., D)` by the classifier of the network now loaded."""
+    def classify(self, weights: Weights, features: Tensor) -> Tensor:
+        """Logits `(..., num_classes)` of features `(..., D)` by the network's own classifier."""
+        self._use(weights)
         return self.network.classifier(features)
 
-    def _embed(self, images: Tensor, draw: Draw, *, recompute: bool = False) -> Tensor:
-        device = torch.device(self.runtime.device)
-        uniform = draw.uniform.to(device)
-        embed = partial(checkpoint, self._embed_chunk, use_reentrant=False) if recompute else self._embed_chunk
-        features = [
-            embed(chunk.images, draw.operations, chunk.uniform)[: chunk.filled]
-            for chunk in chunks(images.to(device), uniform, self.runtime.chunk_of(len(images)))
-        ]
+    def _use(self, weights: Weights) -> None:
+        if weights is not self._present:
+            self.network.load_state_dict(weights)
+            self._present = weights
+
+    def _embed(self, samples: Tensor, draw: Draw) -> Tensor:
+        device, embed = torch.device(self.runtime.device), self._embed_chunk
+        kept = len(samples) * (1 if self.runtime.compile else EAGER_MAPS)
+        if torch.is_grad_enabled() and kept > KEEP_MAPS_OF:
+            embed = partial(checkpoint, embed, use_reentrant=False)
+        features = []
+        size = self.runtime.chunk_of(len(samples))
+        for (x, uniform), filled in chunks(size, samples.to(device), draw.uniform.to(device)):
+            features.append(embed(x, draw.operations, uniform)[:filled])
         return torch.cat(features)
 
-    def _embed_one_chunk(self, images: Tensor, operations: tuple[str, ...], uniform: Tensor) -> Tensor:
-        x = normalise(to_pixels(images), self.mean, self.std)
-        x = augment.apply(x, operations, uniform)
+    def _embed_one_chunk(self, samples: Tensor, operations: tuple[str, ...], uniform: Tensor) -> Tensor:
+        x = self.view(samples, operations, uniform)
         with self.runtime.autocast():
             return self.network.embed(x).float()
-
-
-class Chunk(NamedTuple):
-    images: Tensor
-    uniform: Tensor
-    filled: int
-
-
-def chunks(images: Tensor, uniform: Tensor, size: int) -> list[Chunk]:
-    """Pieces of exactly `size` images, as `Runtime.chunk_of` gives it; the last is filled up by repetition."""
-    found = []
-    # One split, not a slice per chunk: the gradient of a slice is as large as the whole set.
-    for x, u in zip(images.split(size), uniform.split(size), strict=True):
-        filled = len(x)
-        if filled < size:
-            index = torch.arange(size, device=images.device) % filled
-            x, u = x[index], u[index]
-        found.append(Chunk(x, u, filled))
-    return found

@@ -15,11 +15,15 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..learning.augment import COLUMNS, Draw
+from ..learning.gradients import Weights
 from ..sets.synthetic import SyntheticSet
 from ..spec import to_pixels
 from .base import Method
 from .problem import Problem
 from .state import State
+
+#: No augmentation, for one class.
+PLAIN = Draw((), torch.zeros(1, COLUMNS))
 
 
 @dataclass(frozen=True)
@@ -49,14 +53,13 @@ class Coreset(Method[State]):
         pool, member = problem.require_pool(self.name), self.config.member
         if not 0 <= member < len(pool):
             raise UsageError(f"method.member={member}: the pool has networks 0..{len(pool) - 1}")
-        problem.extractor.load(pool.members[member])
-        return State(0, torch.stack([self._images_of(problem, c) for c in problem.classes]))
+        weights = pool.members[member]
+        return State(0, torch.stack([self._images_of(problem, weights, c) for c in problem.classes]))
 
-    def _images_of(self, problem: Problem, cls: int) -> Tensor:
+    def _images_of(self, problem: Problem, weights: Weights, cls: int) -> Tensor:
         problem.sampler.require(cls, problem.ipc)
         images = problem.resident_images[problem.sampler.indices(cls).to(problem.resident_images.device)]
-        plain = Draw((), torch.zeros(len(images), COLUMNS))
-        features = problem.extractor.embed_real(images, plain)
+        (features,) = problem.extractor.embed(weights, images[None], PLAIN)
         return to_pixels(images[self.select(features, problem.ipc)])
 
     def result(self, problem: Problem, state: State) -> SyntheticSet:

@@ -18,7 +18,7 @@ from ..networks import build_network
 from ..seeding import derive
 from .base import METHODS, Method
 from .problem import Problem
-from .real_features import embed_batch, embed_decoded
+from .real_features import real_batch
 from .state import Metrics, State
 
 
@@ -69,15 +69,15 @@ class DM(Method[DMState]):
 
     def step(self, problem: Problem, state: DMState) -> tuple[DMState, Metrics]:
         seed = derive(problem.seed, "random network", state.step)
-        problem.extractor.load(build_network(problem.network, problem.spec, seed).state_dict())
+        weights = build_network(problem.network, problem.spec, seed).state_dict()
         strategy = Strategy.parse(self.config.augment, mirror=problem.spec.mirror, single=True)
-        real = embed_batch(problem, strategy, self.config.real_batch, state.step)
+        real = real_batch(problem, weights, strategy, self.config.real_batch, state.step)
         pixels = state.images.detach().requires_grad_()
-        synthetic = embed_decoded(problem, problem.decode(pixels), real.draw)
+        synthetic = problem.extractor.embed(weights, problem.decode(pixels), real.draw)
         loss = match_prototypes(real.features, synthetic)
         (gradient,) = torch.autograd.grad(loss, pixels)
         # A step of rate r on normalised pixels is one of rate r std^2 on the pixel scale, channel by channel.
-        scaled = gradient * problem.extractor.std.square()[:, None, None]
+        scaled = gradient * problem.extractor.view.std.square()[:, None, None]
         images, memory = self._descent()(pixels.detach(), scaled, state.memory, state.step)
         return state.advanced(images=images, memory=memory), Metrics.of(loss)
 

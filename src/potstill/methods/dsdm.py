@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..learning.augment import Draw, Strategy
+from ..learning.augment import Strategy
+from ..learning.gradients import Weights
 from ..learning.optim import Descent
+from ..learning.pool import Pool
 from ..matching.features import calibrate, integrate_history, match_covariances, match_history, match_prototypes
 from ..matching.statistics import prototypes, spread
 from ..seeding import generator
 from .base import METHODS, Method
 from .problem import Problem
-from .real_features import RealBatch, RealSource, embed_decoded, real_source
+from .real_features import RealBatch, bank, real_batch
 from .state import Metrics, State
 
 
@@ -157,43 +159,30 @@ class DSDM(Method[DSDMState]):
 
     def step(self, problem: Problem, state: DSDMState) -> tuple[DSDMState, Metrics]:
         """One iteration of Algorithm 1, lines 4 to 12, for all classes at once."""
-        source = self._real(problem)  # first: making it may load other networks
-        member = self._load_network(problem, state.step)
-        real = source(member, state.step)
+        pool = problem.require_pool(self.name)
+        member = pool.draw(problem.seed, state.step)
+        weights = pool.members[member]
+        real = self._real_batch(problem, pool, member, state.step)
         pixels = self._clamp(problem, state.images, "before").detach().requires_grad_()
-        synthetic = self._embed(problem, pixels, real.draw, state.step)
-        terms = self._terms(problem, state, member, real, synthetic)
+        synthetic = problem.extractor.embed(weights, self._samples(problem, pixels, state.step), real.draw)
+        terms = self._terms(problem, weights, state, member, real, synthetic)
         (gradient,) = torch.autograd.grad(terms.total(), pixels)
         images, memory = self._descent(problem)(pixels.detach(), gradient, state.memory, state.step)
         images = self._clamp(problem, images, "after")
-        history, updates = self._remember(problem, state, member, images, synthetic.detach())
+        history, updates = self._remember(problem, weights, state, member, images, synthetic.detach())
         metrics = _metrics(terms, real, synthetic.detach(), member, self.config.covariance_ddof)
         return state.advanced(images=images, memory=memory, history=history, updates=updates), metrics
 
-    def _load_network(self, problem: Problem, step: int) -> int:
-        pool = problem.require_pool(self.name)
-        member = pool.draw(problem.seed, step)
-        problem.extractor.load(pool.members[member])
-        return member
+    def _real_batch(self, problem: Problem, pool: Pool, member: int, step: int) -> RealBatch:
+        c, strategy = self.config, self._strategy(problem)
+        if c.real_statistics == "fresh":
+            return real_batch(problem, pool.members[member], strategy, c.real_batch, step)
+        kept = bank(problem, pool, strategy, size=c.real_batch, draws=c.bank_draws, gigabytes=c.bank_gigabytes)
+        return kept.batch(member, step)
 
-    def _real(self, problem: Problem) -> RealSource:
-        c = self.config
-        return real_source(
-            problem,
-            self._strategy(problem),
-            size=c.real_batch,
-            statistics=c.real_statistics,
-            draws=c.bank_draws,
-            budget=c.bank_gigabytes,
-        )
-
-    def _embed(self, problem: Problem, pixels: Tensor, draw: Draw, step: int) -> Tensor:
-        """Features `(K, M, D)` of the decoded synthetic samples, under the real batch's own draw."""
-        samples = self._sample(problem, problem.decode(pixels), step)
-        return embed_decoded(problem, samples, draw)
-
-    def _sample(self, problem: Problem, samples: Tensor, step: int) -> Tensor:
-        """At most `synthetic_batch` of the `(K, M, C, H, W)` decoded samples of each class: the paper's B_S."""
+    def _samples(self, problem: Problem, pixels: Tensor, step: int) -> Tensor:
+        """At most `synthetic_batch` of the decoded samples of each class, `(K, M, C, H, W)`: the paper's B_S."""
+        samples = problem.decode(pixels)
         count, limit = samples.shape[1], self.config.synthetic_batch
         if count <= limit:
             return samples
@@ -204,7 +193,9 @@ class DSDM(Method[DSDMState]):
         index = torch.stack(chosen).to(samples.device)
         return samples[torch.arange(len(samples), device=samples.device)[:, None], index]
 
-    def _terms(self, problem: Problem, state: DSDMState, member: int, real: RealBatch, synthetic: Tensor) -> Terms:
+    def _terms(
+        self, problem: Problem, weights: Weights, state: DSDMState, member: int, real: RealBatch, synthetic: Tensor
+    ) -> Terms:
         c, zero = self.config, synthetic.new_zeros(())
         slot = self._slot(member)
         remembered = state.updates[slot] > 0 or c.history_first == "zero"
@@ -220,21 +211,23 @@ class DSDM(Method[DSDMState]):
             if c.covariance_weight
             else zero,
             history=c.history_weight * history,
-            calibration=c.calibration_weight * self._calibration(problem, synthetic) if c.calibration_weight else zero,
+            calibration=c.calibration_weight * self._calibration(problem, weights, synthetic)
+            if c.calibration_weight
+            else zero,
         )
 
-    def _calibration(self, problem: Problem, synthetic: Tensor) -> Tensor:
+    def _calibration(self, problem: Problem, weights: Weights, synthetic: Tensor) -> Tensor:
         labels = torch.tensor(problem.classes, device=synthetic.device)
-        return calibrate(problem.extractor.classify(synthetic), labels)
+        return calibrate(problem.extractor.classify(weights, synthetic), labels)
 
     def _remember(
-        self, problem: Problem, state: DSDMState, member: int, images: Tensor, synthetic: Tensor
+        self, problem: Problem, weights: Weights, state: DSDMState, member: int, images: Tensor, synthetic: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The memory bank after the step: Eq. (7) and (8)."""
         if not self.config.history_weight:
             return state.history, state.updates
         slot = self._slot(member)
-        current = prototypes(self._features_to_remember(problem, images, synthetic, state.step))
+        current = prototypes(self._features_to_remember(problem, weights, images, synthetic, state.step))
         first = state.updates[slot] == 0 and self.config.history_first == "prototype"
         old = state.history[slot]
         new = current if first else integrate_history(old, current, self.config.history_smoothing)
@@ -244,13 +237,15 @@ class DSDM(Method[DSDMState]):
         history[slot], updates[slot] = new, updates[slot] + 1
         return history, updates
 
-    def _features_to_remember(self, problem: Problem, images: Tensor, synthetic: Tensor, step: int) -> Tensor:
+    def _features_to_remember(
+        self, problem: Problem, weights: Weights, images: Tensor, synthetic: Tensor, step: int
+    ) -> Tensor:
         if self.config.history_features == "step":
             return synthetic
         strategy = self._strategy(problem) if self.config.history_features == "augmented" else Strategy()
         draw = problem.class_draw(strategy, -1 - step)  # no real batch has a negative number
         with torch.no_grad():
-            return self._embed(problem, images, draw, -1 - step)
+            return problem.extractor.embed(weights, self._samples(problem, images, -1 - step), draw)
 
     def _slot(self, member: int) -> int:
         return member if self.config.history_scope == "per_network" else 0

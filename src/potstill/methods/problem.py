@@ -16,7 +16,7 @@ from ..learning.extractor import Extractor
 from ..learning.pool import Pool
 from ..machine.runtime import Runtime
 from ..networks import build_network
-from ..seeding import derive, generator
+from ..seeding import generator
 from ..sets.parameterisations import Factor, Parameterisation
 from ..sets.synthetic import SyntheticSet, as_parameterisation, check_init, initial_images
 from ..spec import DatasetSpec, Split
@@ -90,10 +90,8 @@ class Problem:
 
     @cached_property
     def extractor(self) -> Extractor:
-        """The working network; `extractor.load` makes it any member of the pool."""
-        return Extractor(
-            build_network(self.network, self.spec, derive(self.seed, "extractor")), self.spec, self.runtime
-        )
+        """Embeds with the weights of any network of the problem's architecture."""
+        return Extractor(build_network(self.network, self.spec, 0), self.spec, self.runtime)
 
     @cached_property
     def sampler(self) -> ClassSampler:
@@ -135,9 +133,9 @@ class Problem:
         return min(size, int(torch.bincount(self.train.labels, minlength=self.spec.num_classes).min()))
 
     def class_batches(self, size: int, number: int) -> Tensor:
-        """Batch number `number` of real images of every class, `(K * n, C, H, W)`, by class; n as `batch_size`."""
+        """Batch number `number` of real images of every class, `(K, n, C, H, W)`; n as `batch_size`."""
         size = self.batch_size(size)
-        index = torch.cat([self.sampler.batch(c, number, size) for c in self.classes])
+        index = torch.stack([self.sampler.batch(c, number, size) for c in self.classes])
         return self.resident_images[index.to(self.resident_images.device)]
 
     def class_draw(self, strategy: Strategy, number: int) -> Draw:

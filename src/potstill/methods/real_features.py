@@ -6,7 +6,6 @@ A real batch comes with the augmentation draw that made it, which the synthetic 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from hashlib import blake2b
@@ -17,6 +16,8 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..learning.augment import Draw, Strategy
+from ..learning.gradients import Weights
+from ..learning.pool import Pool
 from ..matching.statistics import Scatter, scatter
 from ..seeding import generator
 from .problem import Problem
@@ -33,69 +34,51 @@ class RealBatch(NamedTuple):
     known: Scatter | None = None
 
 
-RealSource = Callable[[int, int], RealBatch]  # (member, step) -> batch; the extractor has loaded the member
-
-
-def real_source(
-    problem: Problem, strategy: Strategy, *, size: int, statistics: str, draws: int, budget: float
-) -> RealSource:
-    """Where real features come from.
-
-    Args:
-        size: real images per class and batch.
-        statistics: "fresh" (the paper) or "bank" (an approximation that saves two thirds of the work at IPC 10).
-        draws: for "bank": (batch, augmentation) draws kept per network.
-        budget: for "bank": gigabytes it may take; fewer draws are kept where they would not fit.
-    Raises:
-        UsageError: a budget below one draw per network.
-    """
-    if statistics == "fresh":
-        return lambda member, step: embed_batch(problem, strategy, size, step)
-    key = ("bank", strategy, size, draws, budget)
-    return problem.kept(key, lambda: Bank(problem, strategy, size=size, draws=draws, budget=budget))
-
-
-def embed_batch(problem: Problem, strategy: Strategy, size: int, number: int) -> RealBatch:
-    """Batch number `number` of every class through the network now loaded."""
+def real_batch(problem: Problem, weights: Weights, strategy: Strategy, size: int, number: int) -> RealBatch:
+    """Batch number `number` of `size` real images of every class, through a network."""
     drawn = problem.class_draw(strategy, number)
-    images = problem.class_batches(size, number)
-    per_class = len(images) // len(problem.classes)
-    features = problem.extractor.embed_real(images, drawn.repeat(per_class))
-    return RealBatch(features.unflatten(0, (len(problem.classes), per_class)), drawn)
+    return RealBatch(problem.extractor.embed(weights, problem.class_batches(size, number), drawn), drawn)
 
 
-def embed_decoded(problem: Problem, samples: Tensor, draw: Draw) -> Tensor:
-    """Features `(K, M, D)` of decoded samples `(K, M, C, H, W)` under one row of `draw` per class; keeps gradients."""
-    features = problem.extractor.embed_synthetic(samples.flatten(0, 1), draw.repeat(samples.shape[1]))
-    return features.unflatten(0, samples.shape[:2])
+def bank(problem: Problem, pool: Pool, strategy: Strategy, *, size: int, draws: int, gigabytes: float) -> Bank:
+    """The problem's bank of these settings, made at its first use."""
+    make = partial(Bank, problem, pool, strategy, size=size, draws=draws, gigabytes=gigabytes)
+    return problem.kept(("bank", strategy, size, draws, gigabytes), make)
 
 
 class Bank:
-    """Feature batches kept per network: `draws` x networks x K x N x D numbers in bf16.
+    """Feature batches kept per network: an approximation that saves two thirds of the work at IPC 10.
 
-    Kept in memory and made when first used, so that a resumed run makes them alike; or, where the problem has a
-    feature store, all made at the start (together with whoever else is filling it) and read from there.
+    It holds `draws` x networks x K x N x D numbers in bf16, in memory and made when first used, so that a resumed run
+    makes them alike; or, where the problem has a feature store, all made at the start (together with whoever else is
+    filling it) and read from there.
+
+    Args:
+        size: real images per class and batch.
+        draws: (batch, augmentation) draws kept per network.
+        gigabytes: it may take; fewer draws are kept where they would not fit.
+    Raises:
+        UsageError: room for less than one draw per network.
     """
 
-    def __init__(self, problem: Problem, strategy: Strategy, *, size: int, draws: int, budget: float):
-        self.pool = problem.require_pool("bank")
+    def __init__(self, problem: Problem, pool: Pool, strategy: Strategy, *, size: int, draws: int, gigabytes: float):
         # Of all classes, whatever the shard: the number of draws decides which batches are seen.
-        rows = len(self.pool) * problem.spec.num_classes * problem.batch_size(size)
-        one = rows * problem.extractor.network.feature_width * 2
-        fitting = int(budget * 1e9 // one)
-        if fitting < 1:
+        rows = len(pool) * problem.spec.num_classes * problem.batch_size(size)
+        one = rows * problem.extractor.network.feature_width * 2 / 1e9
+        if one > gigabytes:
             raise UsageError(
-                f"method.bank_gigabytes={budget:g}: one draw for {len(self.pool)} networks takes {one / 1e9:.2f} GB; "
+                f"method.bank_gigabytes={gigabytes:g}: one draw for {len(pool)} networks takes {one:.2f} GB; "
                 "raise it, lower method.real_batch or use real_statistics=fresh"
             )
-        self.problem, self.strategy, self.size = problem, strategy, size
-        self.draws = min(draws, fitting)
+        self.problem, self.pool, self.strategy, self.size = problem, pool, strategy, size
+        self.draws = int(min(draws, gigabytes / one))
         self._kept: dict[int, tuple[Tensor, Scatter]] = {}  # by batch number
         if problem.features:
-            numbers = range(len(self.pool) * self.draws)
-            problem.features.fill([(self._name(n), partial(self._make, n, load=True)) for n in numbers])
+            numbers = range(len(pool) * self.draws)
+            problem.features.fill([(self._name(n), partial(self._make, n)) for n in numbers])
 
-    def __call__(self, member: int, step: int) -> RealBatch:
+    def batch(self, member: int, step: int) -> RealBatch:
+        """One of the network's batches, drawn for the step."""
         slot = int(torch.randint(self.draws, (), generator=generator(self.problem.seed, "bank", step)))
         number = member * self.draws + slot
         if number not in self._kept:
@@ -104,11 +87,10 @@ class Bank:
         features, known = self._kept[number]
         return RealBatch(features.float(), self.problem.class_draw(self.strategy, number), known)
 
-    def _make(self, number: int, *, load: bool = False) -> Tensor:
-        """Features of batch `number` through its network, which is `load`ed or loaded already."""
-        if load:
-            self.problem.extractor.load(self.pool.members[number // self.draws])
-        return embed_batch(self.problem, self.strategy, self.size, number).features.bfloat16()
+    def _make(self, number: int) -> Tensor:
+        """Features of batch `number` through its network."""
+        weights = self.pool.members[number // self.draws]
+        return real_batch(self.problem, weights, self.strategy, self.size, number).features.bfloat16()
 
     def _read(self, number: int) -> Tensor:
         assert self.problem.features
