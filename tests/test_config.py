@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from potstill.errors import UsageError
 from potstill.methods import METHODS
 from potstill.recipe import merge, of_method, parse_assignments, read_recipe, recipe_names, resolve
 from potstill.recipe.text import from_yaml, to_yaml
+from potstill.spec import LabelledDataset
 
 NAMES = recipe_names()
 
@@ -178,10 +179,46 @@ def test_the_hash_changes_with_what_makes_the_set(key: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", [{"evaluation.nets": 9}, {"evaluation.protocol": "dc"}, {"saving.every": 7}, {"budget.minutes": 3}]
+    "key",
+    [
+        {"evaluation.nets": 9},
+        {"evaluation.protocol": "dc"},
+        {"saving.every": 7},
+        {"budget.minutes": 3},
+        {"runtime": {"threads": 2, "chunk": 8, "device": "cuda", "precision": "fp32", "compile": False}},
+        {"method.name": "random", "pool.members": 9},
+        {"method.name": "dm", "pool.schedule": "paper"},
+    ],
 )
-def test_the_hash_does_not_change_with_scoring_snapshots_and_budget(key: dict[str, Any]) -> None:
-    assert resolve(key).hash() == resolve({}).hash()
+def test_the_hash_does_not_change_with_scoring_snapshots_budget_machine_and_a_pool_not_used(
+    key: dict[str, Any],
+) -> None:
+    assert resolve(key).hash() == resolve({"method.name": key.get("method.name", "dsdm")}).hash()
+
+
+def test_the_hash_of_a_method_without_a_pool_still_holds_the_network_it_uses() -> None:
+    assert resolve({"method": "dm", "pool.network": "resnet10"}).hash() != resolve({"method": "dm"}).hash()
+
+
+def test_once_data_are_read_their_fingerprint_stands_for_their_name_and_place(toy_dataset: LabelledDataset) -> None:
+    here, there = (resolve({"data.name": name}).on(toy_dataset) for name in ("here", "there"))
+    assert here.hash() == there.hash() and here.data.fingerprint == there.data.fingerprint
+    assert here.data.mirror == toy_dataset.spec.mirror
+    changed = replace(toy_dataset, train=replace(toy_dataset.train, labels=toy_dataset.train.labels.flip(0)))
+    other = resolve({"data.name": "here"}).on(replace(changed, spec=replace(changed.spec, train_fingerprint="")))
+    assert other.hash() != here.hash()
+    tested = replace(toy_dataset, test=toy_dataset.train)
+    assert resolve({}).on(tested).hash() == here.hash()  # which no method sees
+
+
+def test_a_path_is_recorded_as_it_is_from_everywhere(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    names = [resolve({"data.name": name}).on(toy_dataset).data.name for name in ("pets", "digits", "toy")]
+    assert names == [str(tmp_path / "pets"), "digits", "toy"]
 
 
 # --- bad input

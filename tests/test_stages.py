@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -82,7 +83,7 @@ def test_a_run_is_compiled_by_the_images_that_pass_its_networks(
     asked, plain = [], stages.Runtime.resolve
     monkeypatch.setattr(stages.Runtime, "resolve", lambda **keys: asked.append(keys["passes"]) or plain(**keys))
     keys = {"dsdm": {"steps": 4, "real_batch": 16}}
-    recipe = resolve({**SMALL, "method": {"name": method}, "methods": keys, "ipc": 2})
+    recipe = resolve({**SMALL, "method": {"name": method, **keys.get(method, {})}, "ipc": 2})
     distill_run(recipe, toy_dataset, store, QUIET)
     assert set(asked) == {passes} and len(toy_dataset.train) == 120
 
@@ -102,7 +103,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, step: int, act: Any) -> None:
 
 
 def test_a_run_leaves_all_its_files(toy_dataset: LabelledDataset, store: RunStore) -> None:
-    recipe = small(saving__keep=[3, 5])
+    recipe = small(saving__keep=[3, 5]).on(toy_dataset)
     synthetic = distill_run(recipe, toy_dataset, store, QUIET)
     found = {str(p.relative_to(store.root)) for p in store.root.rglob("*") if p.is_file()}
     assert found - {".lock"} == {
@@ -177,10 +178,96 @@ def test_an_existing_run_is_refused_without_resume(toy_dataset: LabelledDataset,
 def test_a_run_of_another_recipe_is_refused_even_with_resume(toy_dataset: LabelledDataset, store: RunStore) -> None:
     distill_run(small(), toy_dataset, store, QUIET)
     config = store.config.read_text()
-    ours, theirs = small().hash(), small(seed=1).hash()
+    ours, theirs = (recipe.on(toy_dataset).hash() for recipe in (small(), small(seed=1)))
     with pytest.raises(UsageError, match=rf"holds a run of recipe {ours}, not {theirs}; use another --out or --over"):
         distill_run(small(seed=1), toy_dataset, store, QUIET, resume=True)
     assert store.config.read_text() == config
+
+
+def stop_after_a_step(data: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched, pytest.raises(RunError, match="loss is nan"):
+        fail_at(patched, 2, lambda state, metrics: (state, replace(metrics, loss=float("nan"))))
+        distill_run(small(saving__every=1), data, store, QUIET)
+
+
+def inverted(data: LabelledDataset) -> LabelledDataset:
+    """The same data set after someone changed its training images."""
+    train = replace(data.train, images=255 - data.train.images)
+    return LabelledDataset(replace(data.spec, train_fingerprint=""), train, data.test)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_never_goes_on_with_other_training_data(
+    finished: bool, toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not finished:
+        stop_after_a_step(toy_dataset, store, monkeypatch)
+    else:
+        distill_run(small(), toy_dataset, store, QUIET)
+    before = {path: path.read_bytes() for path in store.root.rglob("*.[sy]a*")}
+    with pytest.raises(
+        UsageError, match=r"holds a run on other training data, digits with fingerprint .* have changed"
+    ):
+        distill_run(small(), inverted(toy_dataset), store, QUIET, resume=True)
+    assert {path: path.read_bytes() for path in store.root.rglob("*.[sy]a*")} == before
+
+
+def test_a_run_goes_on_with_its_data_from_another_place_and_other_choices_of_the_machine(
+    toy_dataset: LabelledDataset, store: RunStore
+) -> None:
+    first = distill_run(small(), toy_dataset, store, QUIET)
+    moved = small(data__name="elsewhere", runtime__threads=2, runtime__chunk=4)
+    again = distill_run(moved, toy_dataset, store, QUIET, resume=True)
+    assert torch.equal(first.images, again.images)
+    assert read_run_recipe(store).data.name == "elsewhere"
+
+
+def test_a_run_of_a_version_that_did_not_record_its_data_is_refused(
+    toy_dataset: LabelledDataset, store: RunStore
+) -> None:
+    store.config.parent.mkdir()
+    store.config.write_text(small().to_yaml().replace("  fingerprint: ''\n", ""))
+    assert read_run_recipe(store) == small()
+    with pytest.raises(UsageError, match="holds a run of an older version, which did not record its training data"):
+        distill_run(small(), toy_dataset, store, QUIET, resume=True)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: text.index("pool:")],
+        lambda text: text.replace("ipc: 1", "ipc: 3"),
+        lambda text: text.partition("\n")[2],  # without its checksum
+        lambda text: text.replace("\n", "\n\xff", 1),
+    ],
+)
+def test_a_run_whose_recipe_was_damaged_never_goes_on_as_another(
+    damage: Callable[[str], str], toy_dataset: LabelledDataset, store: RunStore
+) -> None:
+    distill_run(small(), toy_dataset, store, QUIET)
+    text = store.config.read_text()
+    store.config.write_text(damage(text), encoding="latin-1")
+    assert store.config.read_text(encoding="latin-1") != text
+    with pytest.raises(DataError, match=r"config.yaml: .*--overwrite"):
+        distill_run(small(), toy_dataset, store, QUIET, resume=True)
+
+
+@pytest.mark.parametrize("text", ["", "a: {b", "[]", "ipc: 0\n", "method: {name: gone}\n"])
+def test_a_recipe_that_cannot_be_read_is_one_line_with_its_file(text: str, store: RunStore) -> None:
+    store.config.parent.mkdir()
+    store.config.write_text(text)
+    with pytest.raises(DataError, match=r"config.yaml: .* start anew with --overwrite") as caught:
+        read_run_recipe(store)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_goes_on_tells_all_that_it_was_computed_on(
+    toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after_a_step(toy_dataset, store, monkeypatch)
+    distill_run(small(runtime__chunk=4), toy_dataset, store, QUIET, resume=True)
+    runtimes = store.read_json("env.json")["runtimes"]
+    assert [text.rpartition("chunks of ")[2] for text in runtimes][-1] == "4 images" and len(runtimes) == 2
 
 
 def test_resuming_a_finished_run_does_nothing(
@@ -444,8 +531,7 @@ def test_seconds_do_not_go_back_where_a_process_was_killed_between_snapshot_and_
 @pytest.mark.parametrize(
     ("keys", "error"),
     [
-        ({"runtime.device": "cup"}, "device='cup'"),
-        ({"runtime.precision": "fp8"}, "precision='fp8'"),
+        ({"runtime.device": "cuda:99"}, "device='cuda:99'"),
         ({"ipc": 11}, "44 needed"),
         ({"ipc": 1, "factor": [1, 1]}, "no covariance"),
         ({"method": {"name": "herding"}, "ipc": 41}, "41 needed"),
@@ -485,8 +571,9 @@ def test_a_used_up_budget_finishes_the_set_as_it_stands_and_it_says_so(
     cut = distill_run(small(budget__minutes=1.5, saving__keep=[2]), toy_dataset, store, QUIET)
     assert steps_logged(store) == [1, 2, 3] and snapshot_step(store) == 3
     assert store.read_json("times.json")["distill_seconds"] == 90
+    hash_of = small().on(toy_dataset).hash()
     facts = {k: cut.provenance[k] for k in ("steps", "steps_planned", "budget_minutes", "recipe_hash")}
-    assert facts == {"steps": "3", "steps_planned": "6", "budget_minutes": "1.5", "recipe_hash": small().hash()}
+    assert facts == {"steps": "3", "steps_planned": "6", "budget_minutes": "1.5", "recipe_hash": hash_of}
     assert SyntheticSet.load(store.distilled).provenance == cut.provenance
     assert "budget_minutes" not in SyntheticSet.load(store.kept(2)).provenance
     shorter = distill_run(small(saving__keep=[3]), toy_dataset, RunStore(tmp_path / "whole"), QUIET)

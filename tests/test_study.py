@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +212,19 @@ def test_a_dry_run_knows_what_is_finished(tmp_path: Path, capsys: pytest.Capture
     shown = capsys.readouterr().out.splitlines()
     assert shown[1].split()[:2] == ["random-ipc1-seed0", "finished"]
     assert shown[-1].startswith("1 cells, about 0 s")
+
+
+@pytest.mark.parametrize("methods", [["random"], ["random", "random_mix"], ["random_mix"]])
+def test_a_comparison_never_goes_on_over_two_versions_of_its_data(
+    methods: list[str], toy_dataset: LabelledDataset, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"ipcs": [1], "seeds": [0], "out": tmp_path, "reporter": QUIET}
+    compare(toy_dataset, [BASE], methods=["random"], **given)
+    train = replace(toy_dataset.train, images=255 - toy_dataset.train.images)
+    changed = LabelledDataset(replace(toy_dataset.spec, train_fingerprint=""), train, toy_dataset.test)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(
+        UsageError, match=r"random-ipc1-.*seed0: holds a run on other training data, .* they have changed"
+    ):
+        compare(changed, [BASE], methods=methods, **given)
+    assert sorted(tmp_path.rglob("*")) == before

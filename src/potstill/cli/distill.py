@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
     )
     result = {
         "run": str(store.root),
-        "recipe_hash": recipe.hash(),
+        "recipe_hash": synthetic.provenance["recipe_hash"],
         "images": list(synthetic.images.shape),
         "numbers_stored": synthetic.numbers_stored,
         **{k: v for k, v in store.read_json("times.json").items() if k != "schema_version"},

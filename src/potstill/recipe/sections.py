@@ -6,9 +6,12 @@ import math
 import re
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any, Literal
 
 from ..checks import at_least, one_of
+from ..data import DATASETS
+from ..data.measure import split_fingerprint
 from ..errors import UsageError
 from ..evaluation import find_protocol
 from ..evaluation.evaluate import MOST_NETS
@@ -16,8 +19,9 @@ from ..learning.fit import Schedule
 from ..learning.pool import SCHEDULES, snapshot_epochs
 from ..machine.runtime import Runtime
 from ..methods import METHODS, Init, Method
-from ..networks import check_network
+from ..networks import check_network, identity
 from ..sets.parameterisations import Parameterisation, Tiles, parse
+from ..spec import LabelledDataset
 from .text import to_yaml
 
 #: Presets of a method's keys that `fidelity` names; a method without any takes each.
@@ -37,6 +41,7 @@ class DataConfig:
             where the data have some.
         holdout: the share held out for testing where the data have no test split.
         size: side in pixels that images are brought to; null leaves them as they are.
+        fingerprint: of the training data, recorded when they are read; with it their name and place no longer matter.
     """
 
     name: str = "digits"
@@ -44,6 +49,7 @@ class DataConfig:
     normalisation: str = "measured"
     holdout: float = 0.2
     size: int | None = None
+    fingerprint: str = ""
 
     def __post_init__(self) -> None:
         if not self.name.strip():
@@ -248,18 +254,36 @@ class Recipe:
     def to_yaml(self) -> str:
         return to_yaml(self.to_dict())
 
-    def hash(self) -> str:
-        """Address of everything that determines the synthetic set (not of how it is scored or snapshots are kept).
+    def on(self, data: LabelledDataset) -> Recipe:
+        """The recipe with what is known of its data once they are read: fingerprint, mirror, the absolute place."""
+        fingerprint = data.spec.train_fingerprint or split_fingerprint(data.train)
+        known = replace(self.data, name=_located(self.data.name), mirror=data.spec.mirror, fingerprint=fingerprint)
+        return replace(self, data=known)
 
-        Where a budget ends depends on the machine: it cuts the sequence of sets that this addresses, and the set says
-        at which step.
+    def hash(self) -> str:
+        """Address of all that determines the synthetic set, up to the order of summation.
+
+        That is: the training data by their fingerprint (by their name until they are read), the method and its keys,
+        and the pool where the method has one. Not: how the set is scored and snapshots are kept, the machine's choices
+        (`runtime`), and the name of a preset, whose keys are there. Where a budget ends depends on the machine: it
+        cuts the sequence of sets that this addresses, and the set says at which step.
         """
         record = self.to_dict()
-        del record["evaluation"], record["saving"], record["budget"]
-        # Tiles are named by their factor: their recipes keep the hashes that they had before there was another way.
-        if record["parameterisation"] == "tiles":
-            del record["parameterisation"]
+        for name in ("evaluation", "saving", "budget", "runtime", "fidelity"):
+            del record[name]
+        if self.data.fingerprint:
+            del record["data"]["name"], record["data"]["holdout"], record["data"]["size"]
+        if self.parameterisation != "tiles":
+            del record["factor"]  # which is the short name of tiles
+        record["pool"] = self._pool_in_use()
         return blake2b(to_yaml(record, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+    def _pool_in_use(self) -> dict[str, Any]:
+        """The pool's keys that reach the method; a network of one's own by its source."""
+        method, network = self.build_method(), {"network": identity(self.pool.network)}
+        if method.needs_pool:
+            return _plain(asdict(self.pool)) | network
+        return network if method.steps else {}
 
     def way(self) -> Parameterisation:
         """What a class's budget holds, not yet fitted to the data; `factor` is the short name of tiles."""
@@ -267,6 +291,12 @@ class Recipe:
 
     def build_method(self) -> Method[Any]:
         return METHODS[self.method_name](self.method)
+
+
+def _located(name: str) -> str:
+    """A path as it is from everywhere; a known name as it is."""
+    place = Path(name).expanduser()
+    return str(place.absolute()) if name not in DATASETS and place.exists() else name
 
 
 def _plain(value: Any) -> Any:

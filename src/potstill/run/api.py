@@ -72,7 +72,7 @@ def distill(
     given = {"method.name": method, "ipc": ipc, "factor": shape, "seed": seed}
     keys = {f"method.{key}": value for key, value in method_keys.items()}
     chosen = {key: value for key, value in given.items() if value is not None}
-    resolved = resolve({"data.name": data.spec.name}, recipe or {}, chosen, keys)
+    resolved = resolve({"data.name": data.spec.name}, recipe or {}, chosen, keys).on(data)
     reporter = Reporter(quiet=quiet)
     cache_folder = Path(cache) if cache else None
     if out is not None:

@@ -77,6 +77,7 @@ def run_study(
         Interrupted: by a signal; the same call goes on.
     """
     loaded = load_cells(study, load)
+    study = study.on(loaded)
     claim(study, out, overwrite=overwrite)
     outcomes = []
     for cell in study.cells:

@@ -12,14 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..errors import DataError, Interrupted, RunError, UsageError
 from ..files import default_cache
 from ..learning.pool import Pool
 from ..machine.runtime import Runtime
 from ..methods import FeatureStore, Method, Metrics, Problem, State
-from ..recipe import Recipe, resolve
+from ..recipe import Recipe, parse_recipe, resolve
 from ..sets.export.pictures import save_preview
 from ..sets.parameterisations import Parameterisation
 from ..sets.synthetic import SyntheticSet
@@ -44,11 +42,12 @@ def distill_run(
     """Make the recipe's synthetic set in `store`, going on from a snapshot where `resume` allows it.
 
     Raises:
-        UsageError: the folder holds a run and neither `resume` nor `overwrite` was given, or another recipe's run.
+        UsageError: the folder holds a run and neither `resume` nor `overwrite` was given, or a run of another recipe
+            or on other training data.
         RunError: a loss that is not finite; the last good snapshot stays.
         Interrupted: SIGINT or SIGTERM; a snapshot was written.
     """
-    method = recipe.build_method()
+    recipe, method = recipe.on(data), recipe.build_method()
     if overwrite or not store.distilled.exists():
         _check(recipe, method, data)
     with store.locked():
@@ -61,10 +60,20 @@ def distill_run(
                     return synthetic
                 store.reopen()
             problem = _problem(recipe, method, data, reporter, cache)
-            about = {"recipe_hash": recipe.hash(), "method_about": method.about()}
+            about = {
+                "recipe_hash": recipe.hash(),
+                "method_about": method.about(),
+                "runtimes": _runtimes(store, problem),
+            }
             store.write_json("env.json", {**environment(problem.runtime), **about})
             reporter.say(f"{recipe.method_name}: {problem.runtime.describe()}; recipe {recipe.hash()}")
             return _distill(recipe, method, problem, store, reporter)
+
+
+def _runtimes(store: RunStore, problem: Problem) -> list[str]:
+    """What the run was computed on, resumed parts included: other choices change the order of summation."""
+    before = store.read_json("env.json").get("runtimes", []) if store.snapshot.exists() else []
+    return list(dict.fromkeys([*before, problem.runtime.describe()]))
 
 
 def _check(recipe: Recipe, method: Method[Any], data: LabelledDataset) -> None:
@@ -260,10 +269,36 @@ def read_run_recipe(store: RunStore) -> Recipe:
 
     Raises:
         UsageError: no run there.
+        DataError: damaged, or of another version.
     """
     if not store.config.exists():
         raise UsageError(f"{store.root}: no run here (config.yaml is missing); make one with potstill distill --out")
-    return resolve(yaml.safe_load(store.config.read_text()))
+    text = store.read_config()
+    try:
+        return resolve(parse_recipe(text, "the recipe"))
+    except UsageError as error:
+        raise DataError(
+            f"{store.config}: {error}; damaged, or of another version: start anew with --overwrite"
+        ) from error
+
+
+def require_same_data(store: RunStore, there: Recipe, recipe: Recipe) -> None:
+    """Refuse to go on with the run `there` in `store` on other training data than it began with.
+
+    Raises:
+        UsageError: they differ, or are not known.
+    """
+    if not there.data.fingerprint:
+        raise UsageError(
+            f"{store.root}: holds a run of an older version, which did not record its training data; "
+            "use another --out or --overwrite"
+        )
+    if there.data.fingerprint != recipe.data.fingerprint:
+        raise UsageError(
+            f"{store.root}: holds a run on other training data, {there.data.name} with fingerprint "
+            f"{there.data.fingerprint[:12]}, and these have {recipe.data.fingerprint[:12]}: they have changed; restore "
+            "them, or use another --out or --overwrite"
+        )
 
 
 def _claim(store: RunStore, recipe: Recipe, resume: bool, overwrite: bool) -> None:
@@ -273,6 +308,7 @@ def _claim(store: RunStore, recipe: Recipe, resume: bool, overwrite: bool) -> No
         if not resume:
             raise UsageError(f"{store.root}: holds a run already; add --resume to go on with it, or --overwrite")
         found = read_run_recipe(store)
+        require_same_data(store, found, recipe)
         if found.hash() != recipe.hash():
             raise UsageError(
                 f"{store.root}: holds a run of recipe {found.hash()}, not {recipe.hash()}; "

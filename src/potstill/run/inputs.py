@@ -22,6 +22,7 @@ from .store import RunStore
 def load_data(recipe: Recipe, *, data_dir: Path | None = None, download: bool = False) -> LabelledDataset:
     """The data set of the recipe's `data` section, see `data.load_dataset`."""
     keys = asdict(recipe.data)
+    del keys["fingerprint"]
     return load_dataset(keys.pop("name"), data_dir=data_dir, download=download, **keys)
 
 

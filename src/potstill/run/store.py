@@ -41,6 +41,9 @@ log = logging.getLogger("potstill")
 _LOST = "restore it from a copy, or delete it"
 #: The folder beside run folders where networks trained on the whole training split have their scores.
 FULL_DATA = "full_data"
+#: The first line of config.yaml: without it a recipe that lost its tail would be filled up with defaults.
+_SEAL = "# the run's resolved recipe; checksum of what follows: "
+_RESTORE = "restore it (keys are changed on the command line), or start anew with --overwrite"
 
 
 class RunStore:
@@ -117,7 +120,24 @@ class RunStore:
             raise
 
     def write_config(self, text: str) -> None:
-        write_atomically(self.config, text)
+        write_atomically(self.config, f"{_SEAL}{_checksum(text)}\n{text}")
+
+    def read_config(self) -> str:
+        """The text of config.yaml as it was written; one without a checksum is an older version's.
+
+        Raises:
+            DataError: it cannot be read, or is not what was written.
+        """
+        try:
+            text = self.config.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{self.config}: cannot be read ({error}); {_RESTORE}") from error
+        seal, _, rest = text.partition("\n")
+        unsealed = not seal.startswith(_SEAL)
+        intact = "\n  fingerprint: " not in text if unsealed else seal == _SEAL + _checksum(rest)
+        if not intact:
+            raise DataError(f"{self.config}: damaged, or changed since the run wrote it; {_RESTORE}")
+        return text
 
     def write_json(self, name: str, record: dict[str, Any]) -> None:
         write_atomically(self.root / name, dump_json({"schema_version": SCHEMA_VERSION, **record}))
@@ -213,6 +233,10 @@ class RunStore:
         if self.config.exists():
             raise UsageError(f"{self.root}: this run is not finished; go on with potstill distill --resume {self.root}")
         raise UsageError(f"{self.root}: no run here; make one with potstill distill --out {self.root}")
+
+
+def _checksum(text: str) -> str:
+    return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def score_name(network: str, protocol: str, epochs: int, seed: int) -> str:

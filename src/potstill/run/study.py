@@ -14,20 +14,22 @@ A cell's name is its folder and its row's label; where keys vary, the folder's n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from ..data import holdout_split
-from ..errors import UsageError
+from ..data.measure import split_fingerprint
+from ..errors import DataError, UsageError
 from ..files import write_atomically
 from ..methods import METHODS
 from ..recipe import Layer, Recipe, of_method, resolve
 from ..recipe.text import from_yaml, to_yaml
 from ..sets.parameterisations import Factor
 from ..spec import LabelledDataset
-from .distil import read_run_recipe
+from .distil import read_run_recipe, require_same_data
 from .store import RunStore
 
 #: The file in a study's folder that says what its cells are.
@@ -59,6 +61,10 @@ class Study:
 
     cells: tuple[Cell, ...]
     holdout: int = 0
+
+    def on(self, data: Mapping[str, LabelledDataset]) -> Study:
+        """The study with what is known of each cell's data once they are read."""
+        return replace(self, cells=tuple(replace(c, recipe=c.recipe.on(data[c.name])) for c in self.cells))
 
     def to_yaml(self) -> str:
         """The study with every key resolved, as `read_study` reads it back."""
@@ -138,26 +144,45 @@ def claim(study: Study, folder: Path, *, overwrite: bool = False) -> None:
     """Write what the cells are into the folder, beside those that earlier calls left there.
 
     Raises:
-        UsageError: a cell's folder holds a run of another recipe; the message names a key that differs.
+        UsageError: a cell's folder holds a run of another recipe (the message names a key that differs), or runs there
+            began with other training data.
     """
-    for cell in study.cells:
-        store = RunStore(folder / cell.name)
-        if store.config.exists() and not overwrite:
-            there = read_run_recipe(store)
-            if there.hash() != cell.recipe.hash():
-                raise UsageError(
-                    f"{store.root}: holds a run with {_difference(there, cell.recipe)}; give this one a name of its "
-                    "own as a cell of a study, use another --out, or --overwrite"
-                )
     stored = folder / STUDY
     earlier = read_study(stored) if stored.is_file() else Study(())
     if earlier.cells and earlier.holdout != study.holdout:
         raise UsageError(
             f"{folder}: holds a study with holdout {earlier.holdout}, not {study.holdout}; use another --out"
         )
+    for cell in study.cells:
+        store = RunStore(folder / cell.name)
+        if store.config.exists() and not overwrite:
+            there = read_run_recipe(store)
+            require_same_data(store, there, cell.recipe)
+            if there.hash() != cell.recipe.hash():
+                raise UsageError(
+                    f"{store.root}: holds a run with {_difference(there, cell.recipe)}; give this one a name of its "
+                    "own as a cell of a study, use another --out, or --overwrite"
+                )
+    _refuse_other_data(study, folder)
     names = {cell.name for cell in study.cells}
     kept = tuple(cell for cell in earlier.cells if cell.name not in names)
     write_atomically(stored, replace(study, cells=kept + study.cells).to_yaml())
+
+
+def _refuse_other_data(study: Study, folder: Path) -> None:
+    """No table over two versions of the same data.
+
+    Raises:
+        UsageError: a run beside the cells began with other training data of the same name.
+    """
+    names = {cell.name for cell in study.cells}
+    ours = {replace(cell.recipe.data, fingerprint=""): cell.recipe for cell in study.cells}
+    for path in sorted(folder.glob("*/config.yaml")):
+        if path.parent.name not in names:
+            with suppress(DataError):  # damaged, or of another version: it has no part in this call
+                there = read_run_recipe(RunStore(path.parent))
+                if here := ours.get(replace(there.data, fingerprint="")):
+                    require_same_data(RunStore(path.parent), there, here)
 
 
 def load_cells(study: Study, load: Callable[[Recipe], LabelledDataset]) -> dict[str, LabelledDataset]:
@@ -176,7 +201,13 @@ def hold_out(data: LabelledDataset, count: int) -> LabelledDataset:
     if count >= len(data.train):
         raise UsageError(f"holdout={count}: the training split has {len(data.train)} images, fewer must be held out")
     rest, held = holdout_split(data.train, count, 0)
-    return LabelledDataset(replace(data.spec, fingerprint=f"{data.spec.fingerprint}-holdout{count}"), rest, held)
+    spec = replace(
+        data.spec,
+        fingerprint=f"{data.spec.fingerprint}-holdout{count}",
+        train_fingerprint=split_fingerprint(rest),
+        test_fingerprint=split_fingerprint(held),
+    )
+    return LabelledDataset(spec, rest, held)
 
 
 def _mapping(value: Any, what: str) -> dict[str, Any]:
@@ -208,7 +239,7 @@ def _word(key: str, value: Any) -> str:
 def _difference(there: Recipe, here: Recipe) -> str:
     """One key that tells two recipes apart: `method.momentum 0.5, not 0.9`."""
     old, new = dict(_flat(there.to_dict())), dict(_flat(here.to_dict()))
-    unscored = ("evaluation", "saving", "budget")
+    unscored = ("evaluation", "saving", "budget", "runtime", "fidelity")
     for key in sorted(old | new):
         if old.get(key) != new.get(key) and key.partition(".")[0] not in unscored:
             return f"{key} {old.get(key)}, not {new.get(key)}"
