@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from . import dc as _dc  # noqa: F401
 from . import dm as _dm  # noqa: F401
 from . import dsdm as _dsdm  # noqa: F401
 from . import dsdm_plus as _dsdm_plus  # noqa: F401
 from . import herding as _herding  # noqa: F401
 from . import kcenter as _kcenter  # noqa: F401
+from . import m3d as _m3d  # noqa: F401
 from . import random as _random  # noqa: F401
 from .base import METHODS, Method, run_method
 from .feature_store import FeatureStore
