@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ from potstill.evaluation import PROTOCOLS
 from potstill.methods import METHODS
 from potstill.methods.dsdm import DSDM
 from potstill.networks import NETWORKS
+from potstill.recipe import PoolConfig, parse_assignments, resolve
+from potstill.recipe.keys import keys_of
 from potstill.run.progress import Reporter
 from potstill.run.store import RunStore
 from potstill.sets.synthetic import SyntheticSet
 
 VERBS = ["distill", "evaluate", "compare", "pretrain", "export", "report", "list"]
-KINDS = ["methods", "datasets", "networks", "recipes", "protocols"]
+KINDS = ["methods", "datasets", "networks", "recipes", "protocols", "keys"]
 EAGER = ["--device", "cpu", "--precision", "fp32", "--threads", "1", "--compile", "false"]
 DIGITS = ["distill", "--dataset", "digits", "--ipc", "1", *EAGER]
 DSDM_KEYS = ["--method.steps", "4", "--method.real_batch", "16", "--pool.members", "1", "--pool.pretrained", "false"]
@@ -183,6 +186,8 @@ def test_exit_1_for_a_folder_in_use(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["list", "datasets", "nope"], "unknown data set 'nope'"),
         (["list", "recipes", "nope"], "no recipe 'nope'"),
         (["list", "protocols", "nope"], "unknown protocol 'nope'"),
+        (["list", "keys", "nope"], "no key or section 'nope' with method 'dsdm': known are method, ipc"),
+        (["list", "keys", "method", "nope"], "unknown method 'nope': known are"),
         (["list", "methods", "dsdm", "more"], "unexpected argument 'more': see potstill list --help"),
     ],
 )
@@ -517,8 +522,8 @@ def test_keys_go_over_short_options_and_those_over_the_file(tmp_path: Path) -> N
         "--ipc",
         "1",
     ]
-    config = config_of([*words, "--factor", "3", "--init.pick=first"], tmp_path)
-    assert (config["ipc"], config["seed"], config["factor"], config["init"]["pick"]) == (1, 9, [3, 3], "first")
+    config = config_of([*words, "--factor", "2,1", "--init.pick=first"], tmp_path)
+    assert (config["ipc"], config["seed"], config["factor"], config["init"]["pick"]) == (1, 9, [2, 1], "first")
 
 
 def test_of_several_recipe_files_later_ones_win_key_by_key(tmp_path: Path) -> None:
@@ -641,6 +646,27 @@ def test_an_entry_shows_its_keys_and_defaults(capsys: pytest.CaptureFixture[str]
     assert "method.covariance_weight" in shown and "50.0" in shown
     assert "lambda_1" in shown  # the keys are explained
     assert describe("methods", "dsdm")["keys"]["method.steps"] == 3000
+
+
+def test_the_keys_of_a_section_are_listed_with_type_default_and_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "keys", "pool", "--json"]) == 0
+    keys = {key["name"]: key for key in json.loads(capsys.readouterr().out)["keys"]}
+    assert list(keys) == [f"pool.{entry.name}" for entry in fields(PoolConfig)]
+    assert keys["pool.epochs"]["kind"] == "a whole number or null" and keys["pool.members"]["default"] == "3"
+    assert main(["list", "keys", "method", "dm"]) == 0
+    assert (
+        "method.steps = 20000  (a whole number)\n    iterations, a new random network each." in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_key_has_a_meaning_of_its_own_and_a_default_that_resolves(method: str) -> None:
+    keys = keys_of(method)
+    assert all(key.meaning for key in keys if key.name != "data.fingerprint")
+    section = [key.meaning for key in keys if key.name.startswith("method.")]
+    assert len(set(section)) == len(section)
+    words = [f"--{key.name}={key.default}" for key in keys if key.name != "data.fingerprint"]
+    assert resolve(parse_assignments([*words, f"--method.name={method}"])) == resolve({"method": method})
 
 
 def test_a_data_sets_entry_tells_its_facts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import MISSING, fields
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 from ..data import DATASETS
@@ -12,12 +12,15 @@ from ..evaluation import PROTOCOLS, Scheduled, find_protocol
 from ..methods import METHODS
 from ..networks import NETWORKS, arguments_of
 from ..recipe import read_recipe, recipe_names
+from ..recipe.keys import Key, find_keys, keys_of, section_keys
 
 
 def names(kind: str) -> dict[str, str]:
     """Name to one line, for a kind of thing."""
     if kind == "recipes":
         return {name: "" for name in recipe_names()}
+    if kind == "keys":
+        return {key.name: _line(key) for key in keys_of()}
     if kind == "protocols":
         return {
             name: f"{s.epochs} epochs, {s.optimizer} {s.learning_rate:g}, batch {s.batch}"
@@ -30,21 +33,29 @@ def names(kind: str) -> dict[str, str]:
     return {name: _first_line(registry[name]) for name in registry}
 
 
+def describe_keys(name: str, method: str | None = None) -> dict[str, Any]:
+    """The keys of a section, or one key, for a method (`method`: which keys a `method` section has).
+
+    Raises:
+        UsageError: no such key, section or method.
+    """
+    keys = find_keys(name, method or "dsdm")
+    return {"name": name, "keys": [asdict(key) for key in keys], "text": _text(keys)}
+
+
 def describe(kind: str, name: str) -> dict[str, Any]:
     """One entry: its keys and defaults where it has any, and a text for the terminal.
 
     Raises:
         UsageError: an unknown name; the known are listed.
     """
+    if kind == "keys":
+        return describe_keys(name)
     if kind == "methods":
         method = METHODS[name]
-        keys = {f"method.{f.name}": f.default for f in fields(method.Config) if f.default is not MISSING}
-        lines = "\n".join(f"  {key:32s}{value}" for key, value in keys.items())
-        return {
-            "name": name,
-            "keys": keys,
-            "text": f"{inspect.getdoc(method)}\n\n{inspect.getdoc(method.Config)}\n\n{lines}",
-        }
+        keys = section_keys(method.Config, "method.")
+        defaults = {key.name: default for key, default in zip(keys, _defaults(method.Config()), strict=True)}
+        return {"name": name, "keys": defaults, "text": f"{inspect.getdoc(method)}\n\n{_text(keys)}".rstrip()}
     if kind == "recipes":
         import yaml
 
@@ -66,6 +77,20 @@ def describe(kind: str, name: str) -> dict[str, Any]:
     taken = [f"{key}={'by image size' if value is None else value}" for key, value in arguments.items()]
     lines = [inspect.getdoc(NETWORKS[name]) or name, *([f"arguments: {name}:{','.join(taken)}"] if taken else [])]
     return {"name": name, "arguments": arguments, "text": "\n".join(lines)}
+
+
+def _line(key: Key) -> str:
+    return f"{key.default:12s} {key.kind}: {key.meaning}"
+
+
+def _text(keys: list[Key]) -> str:
+    return "\n".join(f"{key.name} = {key.default}  ({key.kind})\n    {key.meaning}" for key in keys)
+
+
+def _defaults(config: Any) -> list[Any]:
+    """Values of a section's keys, in the order of `section_keys`."""
+    values = [getattr(config, entry.name) for entry in fields(config)]
+    return [inner for value in values for inner in (_defaults(value) if is_dataclass(value) else [value])]
 
 
 def _facts(known: KnownSet) -> str:

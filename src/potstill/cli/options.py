@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EXIT_CODES = """exit codes: 0 done, 1 the run failed (of compare: one or more; a row says why),
 2 usage or recipe error, 3 data missing or damaged, 4 a missing extra (named), 130 interrupted (resumable)"""
-KEYS_NOTE = "Any recipe key can be set: --method.steps 2000 --pool.members 5 (keys: potstill list methods NAME)."
+KEYS_NOTE = "Any recipe key can be set: --method.steps 2000 --pool.members 5 (all of them: potstill list keys)."
 #: Before the recipe key in the parsed options.
 _KEY = "recipe key "
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..checks import at_least
 from ..errors import UsageError
 from ..learning.augment import COLUMNS, Draw
 from ..learning.gradients import Weights
@@ -35,6 +36,9 @@ class CoresetConfig:
     """
 
     member: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "member")
 
 
 class Coreset(Method[State]):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
+from ..checks import at_least
 from ..learning.augment import Strategy
 from ..learning.optim import Descent
 from ..matching.features import match_prototypes
@@ -41,9 +41,7 @@ class DMConfig:
     augment: str = "color_crop_cutout_flip_scale_rotate"
 
     def __post_init__(self) -> None:
-        for name, low in (("steps", 1), ("real_batch", 1)):
-            if (value := getattr(self, name)) < low:
-                raise UsageError(f"method.{name}={value}: need at least {low}")
+        at_least(self, 1, "steps", "real_batch")
         Strategy.parse(self.augment)
         Descent("sgd", self.learning_rate, self.momentum, "none", self.steps, section="method.")
 

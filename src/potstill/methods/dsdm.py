@@ -6,13 +6,13 @@ Points where the paper and the authors' code differ are keys of the config; the 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..checks import at_least, one_of, share
 from ..errors import UsageError
 from ..learning.augment import Strategy
 from ..learning.gradients import Weights
@@ -34,8 +34,13 @@ class DSDMConfig:
     Attributes:
         steps: iterations T.
         learning_rate: rate of the one joint image step, at IPC 10 where `scale_rate` multiplies it by IPC / 10.
-        optimizer, momentum, decay: see `optim.Descent`.
-        prototype_weight, covariance_weight, history_weight: 1, lambda_1 and lambda_2 of Eq. (9); 0 drops a term.
+        scale_rate: multiply the rate by IPC / 10.
+        optimizer: of the images: "sgd", "adam" or "adamw".
+        momentum: of "sgd".
+        decay: of the rate: "none", or "linear" to zero after all steps.
+        prototype_weight: of the term of Eq. (3), 1 in Eq. (9); 0 drops it, as every weight.
+        covariance_weight: lambda_1 of Eq. (9).
+        history_weight: lambda_2 of Eq. (9).
         calibration_weight: weight of the classifier's cross-entropy; 0 is the paper.
         covariance_ddof: covariance divisor is the sample count less this: 0 paper, 1 authors' code.
         history_scope: "per_network" keeps prototypes for each pool member, "shared" one set for all.
@@ -46,10 +51,15 @@ class DSDMConfig:
         history_features: prototypes to integrate come from "step" (those the loss used: no second pass), "plain"
             (after the step, not augmented: Eq. 7) or "augmented" (after the step, with a draw of its own).
         history_smoothing: alpha of Eq. (8).
-        real_batch, synthetic_batch: samples per class and step, |B_T| and at most |B_S|.
-        augment: DSA string of the Siamese augmentation; augment_single: one operation per batch, as DSA and DM do.
+        real_batch: real samples per class and step, |B_T|.
+        synthetic_batch: synthetic samples per class and step at most, |B_S|.
+        augment: DSA string of the Siamese augmentation, or none.
+        augment_single: draw one of its operations per batch, as DSA and DM do.
         clamp: keep values in range "after" each step, "before" it, or "never".
-        real_statistics: "fresh" or "bank", see `features`; bank_draws per network, in at most bank_gigabytes.
+        real_statistics: features of real images are computed at each step ("fresh"), or drawn from a "bank" of batches
+            that are computed once for each network.
+        bank_draws: batches of the bank per network.
+        bank_gigabytes: of memory that the bank may take; fewer batches where they need more.
     """
 
     steps: int = 3000
@@ -79,27 +89,20 @@ class DSDMConfig:
     bank_gigabytes: float = 4.0
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("history_scope", ("per_network", "shared")),
-            ("history_first", ("zero", "prototype")),
-            ("history_features", ("step", "plain", "augmented")),
-            ("clamp", ("after", "before", "never")),
-            ("real_statistics", ("fresh", "bank")),
-        ):
-            if (value := getattr(self, name)) not in known:
-                raise UsageError(f"method.{name}={value!r}: use one of {', '.join(known)}")
-        for name, low in (("steps", 1), ("real_batch", 2), ("synthetic_batch", 1), ("bank_draws", 1)):
-            if (value := getattr(self, name)) < low:
-                raise UsageError(f"method.{name}={value}: need at least {low}")
-        for name in ("prototype_weight", "covariance_weight", "history_weight", "calibration_weight"):
-            if not 0 <= (value := getattr(self, name)) < math.inf:
-                raise UsageError(f"method.{name}={value:g}: need a finite number of at least 0")
-        if not 0 <= self.history_smoothing <= 1:
-            raise UsageError(f"method.history_smoothing={self.history_smoothing:g}: need a share from 0 to 1")
+        one_of(self, ("per_network", "shared"), "history_scope")
+        one_of(self, ("zero", "prototype"), "history_first")
+        one_of(self, ("step", "plain", "augmented"), "history_features")
+        one_of(self, ("after", "before", "never"), "clamp")
+        one_of(self, ("fresh", "bank"), "real_statistics")
+        at_least(self, 1, "steps", "synthetic_batch", "bank_draws")
+        at_least(self, 2, "real_batch")
+        at_least(self, 0, "history_start")
+        at_least(self, 0, "prototype_weight", "covariance_weight", "history_weight", "calibration_weight")
+        share(self, "history_smoothing")
         if self.covariance_ddof not in (0, 1):
-            raise UsageError(f"method.covariance_ddof={self.covariance_ddof}: use 0 (divide by n) or 1 (by n - 1)")
-        if not self.bank_gigabytes > 0:
-            raise UsageError(f"method.bank_gigabytes={self.bank_gigabytes:g}: need a number above 0")
+            raise UsageError(f"covariance_ddof={self.covariance_ddof}: use 0 (divide by n) or 1 (by n - 1)")
+        if not 0 < self.bank_gigabytes <= 100_000:
+            raise UsageError(f"bank_gigabytes={self.bank_gigabytes:g}: need a number above 0 and at most 100,000")
         Strategy.parse(self.augment)
         Descent(self.optimizer, self.learning_rate, self.momentum, self.decay, self.steps, section="method.")
 

@@ -28,7 +28,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Init:
-    """How stored images start, see `synthetic.initial_images`."""
+    """How stored images start.
+
+    Attributes:
+        kind: "mix" fills every tile with its own down-sized real image, "real" takes whole real images, "noise" draws
+            uniformly in the value range.
+        pick: real images are drawn at random per class ("seeded"), or the first in file order ("first").
+        resize: shrinking averages ("area") or drops pixels ("nearest").
+    """
 
     kind: str = "mix"
     pick: str = "seeded"
