@@ -48,44 +48,50 @@ def schedule_of(protocol: str, epochs: int | None = None) -> Schedule:
     return found.schedule
 
 
-def rates(protocol: str, *epochs: int) -> list[float]:
-    return [schedule_of(protocol).rate(epoch, 0.5) for epoch in epochs]
+#: Name: epochs, batch, optimiser, momentum, weight decay; rates at epochs; augmentation, one of all, CutMix.
+PUBLISHED = {
+    "dsdm": (
+        (1500, 64, "sgd", 0.9, 5e-4),
+        {0: 0.01, 750: 0.01, 999: 0.01, 1000: 0.002, 1249: 0.002, 1250: 0.0004, 1499: 0.0004},
+        ("color_crop_flip_scale_rotate", False, 0.5),
+    ),
+    "mnist": (
+        (1500, 64, "sgd", 0.9, 5e-4),
+        {0: 0.01, 750: 0.01, 999: 0.01, 1000: 0.002, 1249: 0.002, 1250: 0.0004, 1499: 0.0004},
+        ("color_crop_scale_rotate", False, 0.0),
+    ),
+    "speech": (
+        (1500, 64, "sgd", 0.9, 5e-4),
+        {0: 0.01, 750: 0.01, 999: 0.01, 1000: 0.002, 1249: 0.002, 1250: 0.0004, 1499: 0.0004},
+        ("none", False, 0.0),
+    ),
+    "idc": (
+        (1000, 64, "sgd", 0.9, 5e-4),
+        {0: 0.01, 500: 0.01, 665: 0.01, 666: 0.002, 832: 0.002, 833: 0.0004, 999: 0.0004},
+        ("color_crop_flip_scale_rotate", False, 0.5),
+    ),
+    "dc": (
+        (1001, 256, "sgd", 0.9, 5e-4),
+        {0: 0.01, 500: 0.01, 501: 0.01, 502: 0.001, 1000: 0.001},
+        ("color_crop_cutout_flip_scale_rotate", True, 0.0),
+    ),
+    "ncfm": (
+        (2000, 128, "adamw", 0.9, 0.01),
+        {0: 1e-3, 399: 1e-3, 400: 5e-4, 800: 2.5e-4, 1000: 2.5e-4, 1200: 1.25e-4, 1600: 6.25e-5, 1999: 6.25e-5},
+        ("color_crop_flip_scale_rotate", False, 0.5),
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "epochs", "batch", "optimizer", "rate", "augment", "single", "cutmix"),
-    [
-        ("dsdm", 1500, 64, "sgd", 0.01, "color_crop_flip_scale_rotate", False, 0.5),
-        ("mnist", 1500, 64, "sgd", 0.01, "color_crop_scale_rotate", False, 0.0),
-        ("idc", 1000, 64, "sgd", 0.01, "color_crop_flip_scale_rotate", False, 0.5),
-        ("dc", 1000, 256, "sgd", 0.01, "color_crop_cutout_flip_scale_rotate", True, 0.0),
-        ("ncfm", 2000, 128, "adamw", 0.001, "color_crop_flip_scale_rotate", False, 0.5),
-    ],
-)
-def test_protocol_has_the_published_numbers(
-    name: str, epochs: int, batch: int, optimizer: str, rate: float, augment: str, single: bool, cutmix: float
-) -> None:
-    found = schedule_of(name)
-    assert (found.epochs, found.batch, found.optimizer, found.learning_rate) == (epochs, batch, optimizer, rate)
-    assert (found.augment, found.augment_single, found.cutmix) == (augment, single, cutmix)
-    if optimizer == "sgd":
-        assert (found.momentum, found.nesterov, found.weight_decay) == (0.9, False, 5e-4)
-    else:
-        assert found.weight_decay == 0.01  # AdamW's own: the authors name none
-
-
-def test_every_protocol_is_tested() -> None:
-    assert set(PROTOCOLS) == {"dsdm", "mnist", "idc", "dc", "ncfm"}
-
-
-def test_protocol_rates_fall_where_published() -> None:
-    """DSDM and IDC: x.2 at 2/3 and 5/6. DC: x.1 at half. NCFM: x.5 at each fifth."""
-    for name in ("dsdm", "mnist"):
-        assert rates(name, 0, 999, 1000, 1249, 1250, 1499) == pytest.approx([0.01] * 2 + [0.002] * 2 + [0.0004] * 2)
-    assert rates("idc", 0, 665, 666, 832, 833, 999) == pytest.approx([0.01] * 2 + [0.002] * 2 + [0.0004] * 2)
-    assert rates("dc", 0, 499, 500, 999) == pytest.approx([0.01, 0.01, 0.001, 0.001])
-    expected = [1e-3, 1e-3, 5e-4, 2.5e-4, 1.25e-4, 6.25e-5, 6.25e-5]
-    assert rates("ncfm", 0, 399, 400, 800, 1200, 1600, 1999) == pytest.approx(expected)
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_protocol_is_the_published_one(name: str) -> None:
+    """Rates at the first, the middle and the last epoch and around each decay. AdamW's weight decay is torch's own."""
+    found, (training, rates, view) = schedule_of(name), PUBLISHED[name]
+    assert (found.epochs, found.batch, found.optimizer, found.momentum, found.weight_decay) == training
+    assert {epoch: found.rate(epoch, 0.5) for epoch in rates} == pytest.approx(rates)
+    assert (found.augment, found.augment_single, found.cutmix, found.nesterov) == (*view, False)
+    restarts = [epoch for epoch in range(found.epochs) if found.restarts(epoch)]
+    assert restarts == ([502] if name == "dc" else [])
 
 
 def test_shortened_protocol_keeps_the_rest() -> None:
@@ -96,7 +102,7 @@ def test_shortened_protocol_keeps_the_rest() -> None:
 
 
 def test_unknown_protocol_and_impossible_counts_are_refused() -> None:
-    with pytest.raises(UsageError, match="unknown protocol 'dmsd': known are dc, dsdm, idc, mnist, ncfm"):
+    with pytest.raises(UsageError, match="unknown protocol 'dmsd': known are dc, dsdm, idc, mnist, ncfm, speech"):
         find_protocol("dmsd")
     for epochs in (0, 10**9):
         with pytest.raises(UsageError, match=f"epochs={epochs}: need at least 1 and at most 1,000,000"):

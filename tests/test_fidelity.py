@@ -33,7 +33,7 @@ FROM_THE_PAPER: dict[str, Any] = {
 #: And the authors' code: DSDM.py 500 (clamp), 512 (start), 523-537 (features), data.py 411-413 (init), 19 (constants).
 FROM_THE_CODE: dict[str, Any] = {
     "method.history_scope": "shared",
-    "method.history_start": 2000,
+    "method.history_start": 2001,
     "method.history_features": "augmented",
     "method.clamp": "before",
     "init.pick": "first",

@@ -11,12 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.errors import RunError, UsageError
-from potstill.learning.augment import Strategy, apply, draw
+from potstill.learning import augment
+from potstill.learning.augment import Strategy, apply, draw, strategy_for
 from potstill.learning.fit import Schedule, accuracy, fit, rule_of
 from potstill.learning.inner import Batch, Learner
+from potstill.learning.pool import untrained
 from potstill.learning.view import draw_mix
 from potstill.machine.runtime import Runtime
+from potstill.methods import Problem
 from potstill.networks.convnet import ConvNet
+from potstill.recipe import resolve
 from potstill.seeding import generator
 from potstill.spec import DatasetSpec, LabelledDataset, Split, normalise
 
@@ -115,6 +119,36 @@ def test_every_batch_is_cut_evenly(toy_dataset: LabelledDataset) -> None:
     assert passed == [6, 6, 8]
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_decay_that_restarts_is_a_new_optimiser(optimizer: str, toy_dataset: LabelledDataset) -> None:
+    """4 epochs of 3 batches, the rate falls after 2: as torch's optimisers of the two halves, one after the other."""
+    spec, train = toy_dataset.spec, toy_dataset.train.subset(torch.arange(20))
+    keys = {"optimizer": optimizer, "decay": "steps", "decay_at": (0.5,), "decay_factor": 0.1}
+    expected = small_network(spec)
+    for epoch in range(4):
+        if epoch in (0, 2):
+            rate = (0.02, 0.002)[epoch // 2]
+            optimiser = (
+                torch.optim.SGD(expected.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4)
+                if optimizer == "sgd"
+                else torch.optim.AdamW(expected.parameters(), lr=rate, weight_decay=5e-4)
+            )
+        for index in torch.randperm(20, generator=generator(3, "order", epoch)).split(8):
+            x = normalise(train.images[index] / 255, torch.tensor(spec.mean), torch.tensor(spec.std))
+            optimiser.zero_grad()
+            F.cross_entropy(expected(x), train.labels[index]).backward()
+            optimiser.step()
+
+    def distance(restarts: bool) -> float:
+        schedule = Schedule(epochs=4, batch=8, learning_rate=0.02, decay_restarts=restarts, **keys)
+        network = fit(small_network(spec), train, spec, schedule, WHOLE, seed=3)
+        pairs = zip(network.named_parameters(), expected.parameters(), strict=True)
+        # A bias before the norm changes nothing: its gradient is rounding alone, which Adam blows up to full steps.
+        return max((a - b).abs().max().item() for (name, a), b in pairs if not name.endswith("conv.bias"))
+
+    assert distance(restarts=True) < 1e-4 < 1e-3 < distance(restarts=False)
+
+
 OPTIMISERS = {
     "momentum": (
         {"momentum": 0.9, "weight_decay": 0.1, "decay": "steps", "decay_at": (0.5,), "decay_factor": 0.1},
@@ -175,6 +209,43 @@ def test_letters_are_not_mirrored_while_training(toy_dataset: LabelledDataset) -
     assert torch.equal(flipped, gradient_of_one_step(toy_dataset, WHOLE, 20))
     mirrored = replace(toy_dataset, spec=replace(toy_dataset.spec, mirror=True))
     assert not torch.allclose(gradient_of_one_step(mirrored, WHOLE, 20, augment="flip"), flipped)
+
+
+@pytest.mark.parametrize("keys", [{"augment": "color_crop_cutout_scale_rotate"}, {"cutmix": 1.0}])
+def test_sound_is_neither_augmented_nor_mixed_while_training(keys: dict, toy_dataset: LabelledDataset) -> None:
+    sound = replace(toy_dataset, spec=replace(toy_dataset.spec, modality="sound"))
+    plain = gradient_of_one_step(sound, WHOLE, 20)
+    assert torch.equal(gradient_of_one_step(sound, WHOLE, 20, **keys), plain)
+    assert not torch.allclose(gradient_of_one_step(toy_dataset, WHOLE, 20, **keys), plain)
+
+
+@pytest.mark.parametrize("method", ["dm", "dsa", "m3d", "dsdm", "dsdm_plus"])
+def test_no_method_augments_sound(method: str, toy_dataset: LabelledDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every view of a sample is of the sample as it is, by the method's own default augmentation."""
+    applied: list[tuple[str, ...]] = []
+
+    def noted(x: Tensor, operations: tuple[str, ...], uniform: Tensor) -> Tensor:
+        applied.append(operations)
+        return apply(x, operations, uniform)
+
+    monkeypatch.setattr(augment, "apply", noted)
+    for modality in ("sound", "image"):
+        spec = replace(toy_dataset.spec, modality=modality)
+        problem = Problem(spec=spec, train=toy_dataset.train, ipc=2, pool=untrained(spec, members=2), runtime=Runtime())
+        made = resolve({"method": {"name": method, "steps": 1}}).build_method()
+        applied.clear()
+        made.step(problem, made.init(problem))
+        assert applied and any(applied) == (modality == "image")
+
+
+def test_augmentation_left_out_of_sound_is_said_once(
+    toy_dataset: LabelledDataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = replace(toy_dataset.spec, name="bells", modality="sound")
+    with caplog.at_level("INFO", logger="potstill"):
+        assert not strategy_for(spec, "none").operations and not caplog.messages
+        assert [strategy_for(spec, "color_crop").operations for _ in range(3)] == [(), (), ()]
+    assert caplog.messages == ["bells is sound: it is not augmented, as all operations are an image's"]
 
 
 # --- CutMix

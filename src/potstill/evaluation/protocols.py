@@ -98,17 +98,20 @@ PROTOCOLS: dict[str, Protocol] = {
         Scheduled("dsdm", _DSDM),
         # DSDM's exceptions for MNIST at factor 2: no CutMix (mirroring is off by the data set's spec).
         Scheduled("mnist", replace(_DSDM, augment="color_crop_scale_rotate", cutmix=0.0)),
+        # Spectrograms, under the same schedule: what is done to images would make other sounds of them.
+        Scheduled("speech", replace(_DSDM, augment="none", cutmix=0.0)),
         Scheduled("idc", _IDC),
-        # DC, DSA, DM, CAFE+DSA: one operation per batch, rate times .1 at half.
+        # DC, DSA, DM, CAFE+DSA: one operation per batch; after 502 of epochs 0 to 1000 a new optimiser at a tenth.
         Scheduled(
             "dc",
             Schedule(
-                epochs=1000,
+                epochs=1001,
                 batch=256,
                 learning_rate=0.01,
                 decay="steps",
-                decay_at=(0.5,),
+                decay_at=(502 / 1001,),
                 decay_factor=0.1,
+                decay_restarts=True,
                 augment="color_crop_cutout_flip_scale_rotate",
                 augment_single=True,
             ),

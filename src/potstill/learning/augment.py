@@ -8,8 +8,10 @@ augmentation, not the data. Values follow DSA (Zhao and Bilen, ICML 2021) as the
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UsageError
+from ..spec import DatasetSpec
+
+log = logging.getLogger("potstill")
 
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 #: Of these at most one is applied to a batch; the others always are (the IDC and DSDM codes).
@@ -63,6 +68,22 @@ class Strategy:
 
     def without(self, *names: str) -> Strategy:
         return Strategy(tuple(n for n in self.operations if n not in names), self.single)
+
+
+def strategy_for(spec: DatasetSpec, text: str, *, single: bool = False) -> Strategy:
+    """The operations of a DSA string that suit the kind of data: no mirroring of letters, nothing at all for sound.
+
+    All operations here are an image's; a spectrogram shifted, turned or cut is another sound.
+    """
+    asked, usual = Strategy.parse(text, single=single), Strategy.parse(spec.augmentation, mirror=spec.mirror)
+    if asked.operations and not usual.operations:
+        _say_once(spec.name)
+    return asked.without(*(set(OPERATIONS) - set(usual.operations)))
+
+
+@cache
+def _say_once(name: str) -> None:
+    log.info("%s is sound: it is not augmented, as all operations are an image's", name)
 
 
 class Draw(NamedTuple):

@@ -18,7 +18,7 @@ from ..machine.chunks import chunks
 from ..machine.runtime import Runtime
 from ..networks import Backbone
 from ..spec import DatasetSpec, Split
-from .augment import Strategy
+from .augment import strategy_for
 from .inner import Batch, Learner, epoch_of
 from .optim import Rule
 from .view import View
@@ -37,6 +37,7 @@ class Schedule:
         decay: "none", "steps" (times `decay_factor` at each of `decay_at`), or "one_cycle" (up over the first
             fifth, then down to zero).
         decay_at: shares of the epochs, for "steps".
+        decay_restarts: whether the optimiser forgets its memory at each decay, as a new one does.
         augment: a DSA string, see `augment.Strategy`; `augment_single` as there.
         cutmix: probability that a batch is mixed by CutMix.
     """
@@ -51,6 +52,7 @@ class Schedule:
     decay: str = "none"
     decay_at: tuple[float, ...] = ()
     decay_factor: float = 0.2
+    decay_restarts: bool = False
     augment: str = "none"
     augment_single: bool = False
     cutmix: float = 0.0
@@ -60,12 +62,19 @@ class Schedule:
         if self.decay == "none":
             return self.learning_rate
         if self.decay == "steps":
-            # Down to a whole epoch, as the published codes divide; a hair more, as 2/3 of 1500 is to be 1000.
-            passed = sum(epoch >= math.floor(share * self.epochs + 1e-6) for share in self.decay_at)
-            return self.learning_rate * self.decay_factor**passed
+            return self.learning_rate * self.decay_factor ** sum(epoch >= decay for decay in self._decays)
         if self.decay == "one_cycle":
             return self.learning_rate * min(progress / 0.2, (1 - progress) / 0.8)
         raise UsageError(f"decay={self.decay!r}: use none, steps or one_cycle")
+
+    def restarts(self, epoch: int) -> bool:
+        """Whether a new optimiser starts with `epoch` (from 0)."""
+        return self.decay_restarts and epoch in self._decays
+
+    @property
+    def _decays(self) -> list[int]:
+        """Down to whole epochs, as the published codes divide; a hair more, as 2/3 of 1500 is to be 1000."""
+        return [math.floor(share * self.epochs + 1e-6) for share in self.decay_at]
 
 
 def fit(
@@ -83,7 +92,7 @@ def fit(
     """Train `network` in place on `data` and return it after the LAST epoch.
 
     Args:
-        data: images `(N, C, H, W)` uint8 or pixels, labels `(N,)`.
+        data: images `(N, C, H, W)` uint8 or pixels, labels `(N,)`; sound is neither augmented nor mixed.
         seed: addresses the order, the augmentation and CutMix of every step.
         on_epoch: called after each epoch with (epochs done, mean loss of the epoch).
         snapshots: moments in epochs, from 0 (untrained) and in parts, each rounded to a step; at each `on_snapshot` is
@@ -98,14 +107,14 @@ def fit(
         spec,
         runtime,
         rule=rule_of(schedule),
-        strategy=Strategy.parse(schedule.augment, mirror=spec.mirror, single=schedule.augment_single),
-        cutmix=schedule.cutmix,
+        strategy=strategy_for(spec, schedule.augment, single=schedule.augment_single),
+        cutmix=schedule.cutmix if spec.modality == "image" else 0.0,
     )
     weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
     memory = learner.init(weights)
     steps_per_epoch = math.ceil(len(data) / schedule.batch)
     moments = [(round(epoch * steps_per_epoch), epoch) for epoch in snapshots]
-    done = 0
+    done = started = 0
 
     def snapshot(loss: float) -> None:
         for epoch in (epoch for step, epoch in moments if step == done):
@@ -114,10 +123,12 @@ def fit(
 
     snapshot(math.nan)
     for epoch in range(schedule.epochs):
+        if schedule.restarts(epoch):
+            memory, started = learner.init(weights), done
         total, seen = torch.zeros((), device=runtime.device), 0
         for x, y, stream in epoch_of(images, labels, schedule.batch, seed, epoch):
             rate = schedule.rate(epoch, (done + 0.5) / (steps_per_epoch * schedule.epochs))
-            weights, memory, loss = learner.step(weights, memory, Batch(x, y, rate, stream), done)
+            weights, memory, loss = learner.step(weights, memory, Batch(x, y, rate, stream), done - started)
             total += loss * len(y)
             seen, done = seen + len(y), done + 1
             if any(step == done for step, _ in moments):

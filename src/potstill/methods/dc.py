@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..learning.augment import Draw, Strategy, draw_operations
+from ..learning.augment import Draw, Strategy, draw_operations, strategy_for
 from ..learning.gradients import Gradients, Weights
 from ..learning.inner import Batch, Learner, epoch_of
 from ..learning.optim import Descent, Rule
@@ -141,7 +141,7 @@ class DC(Method[DCState]):
         return Learner(network, problem.spec, problem.runtime, rule=Rule("sgd"), strategy=self._strategy(problem))
 
     def _strategy(self, problem: Problem) -> Strategy:
-        return Strategy.parse(self.config.augment, mirror=problem.spec.mirror, single=True)
+        return strategy_for(problem.spec, self.config.augment, single=True)
 
     def _descent(self) -> Descent:
         return Descent("sgd", self.config.learning_rate, self.config.momentum, "none", self.config.steps)

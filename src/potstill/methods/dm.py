@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checks import at_least
-from ..learning.augment import Strategy
+from ..learning.augment import Strategy, strategy_for
 from ..learning.optim import Descent
 from ..matching.features import match_prototypes
 from ..networks import build_network
@@ -68,7 +68,7 @@ class DM(Method[DMState]):
     def step(self, problem: Problem, state: DMState) -> tuple[DMState, Metrics]:
         seed = derive(problem.seed, "random network", state.step)
         weights = build_network(problem.network, problem.spec, seed).state_dict()
-        strategy = Strategy.parse(self.config.augment, mirror=problem.spec.mirror, single=True)
+        strategy = strategy_for(problem.spec, self.config.augment, single=True)
         real = real_batch(problem, weights, strategy, self.config.real_batch, state.step)
         pixels = state.images.detach().requires_grad_()
         synthetic = problem.extractor.embed(weights, problem.decode(pixels), real.draw)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..checks import at_least, one_of, share
 from ..errors import UsageError
-from ..learning.augment import Strategy
+from ..learning.augment import Strategy, strategy_for
 from ..learning.gradients import Weights
 from ..learning.optim import Descent
 from ..learning.pool import Pool
@@ -254,7 +254,7 @@ class DSDM(Method[DSDMState]):
         return member if self.config.history_scope == "per_network" else 0
 
     def _strategy(self, problem: Problem) -> Strategy:
-        return Strategy.parse(self.config.augment, mirror=problem.spec.mirror, single=self.config.augment_single)
+        return strategy_for(problem.spec, self.config.augment, single=self.config.augment_single)
 
     def _descent(self, problem: Problem) -> Descent:
         c = self.config

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..learning.augment import Strategy
+from ..learning.augment import Strategy, strategy_for
 from ..learning.optim import Descent
 from ..matching.kernels import match_kernel_means
 from ..networks import build_network
@@ -62,7 +62,7 @@ class M3D(Method[State]):
         c = self.config
         seed = derive(problem.seed, "random network", state.step // c.steps_per_network)
         weights = build_network(problem.network, problem.spec, seed).state_dict()
-        strategy = Strategy.parse(c.augment, mirror=problem.spec.mirror)
+        strategy = strategy_for(problem.spec, c.augment)
         real = real_batch(problem, weights, strategy, c.real_batch, state.step)
         stored = state.images.detach().requires_grad_()
         synthetic = problem.extractor.embed(weights, problem.decode(stored), real.draw)

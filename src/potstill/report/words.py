@@ -111,8 +111,9 @@ def _optimizer(schedule: Schedule) -> str:
 
 def _decay(schedule: Schedule) -> str:
     if schedule.decay == "steps":
+        restart = ", each with a new optimiser" if schedule.decay_restarts else ""
         moments = _listed([f"{share:.0%}" for share in schedule.decay_at])
-        return f"rate times {schedule.decay_factor:g} at {moments} of the epochs"
+        return f"rate times {schedule.decay_factor:g} at {moments} of the epochs{restart}"
     return {"none": "constant rate", "one_cycle": "rate up, then down in one cycle"}[schedule.decay]
 
 
