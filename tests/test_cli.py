@@ -366,13 +366,41 @@ def test_distill_prints_one_json_document(tmp_path: Path, capsys: pytest.Capture
 
 def test_evaluate_prints_one_json_document(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["evaluate", str(finished), "--nets", "1", "--epochs", "2", "--protocol", "dc", "--out", str(tmp_path)]
-    found = document([*words, "--eight-bit"], capsys)
+    found = document([*words, "--stored-bits", "8"], capsys)
     assert (found["n_sets"], found["n_nets"], found["selection"]) == (1, 1, "last epoch")
     (score,) = found["scores"]
     assert (score["protocol"], score["epochs"], score["accuracy"]) == ("dc", 2, found["mean"])
     assert found["std"] is None
-    assert found["eight_bit"]["difference"] == pytest.approx(found["eight_bit"]["mean"] - found["mean"])
+    assert (found["numbers_stored"], found["bytes_stored"], found["stored_bits"]) == (640, 2560, 32)
+    rounded = found["quantised"]
+    assert rounded["difference"] == pytest.approx(rounded["mean"] - found["mean"])
+    assert (rounded["numbers_stored"], rounded["bytes_stored"], rounded["stored_bits"]) == (642, 640 + 2 * 4, 8)
     assert found["recipe_hash"] == SyntheticSet.load(RunStore(finished).distilled).provenance["recipe_hash"]
+
+
+def test_a_set_in_few_bits_is_scored_from_its_own_small_file(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ["--nets", "1", "--epochs", "2"]
+    assert main(["evaluate", str(finished), *short, "--stored-bits", "4", "--out", str(tmp_path)]) == 0
+    exact, rounded = capsys.readouterr().out.splitlines()
+    assert exact.endswith("epochs); 640 numbers, 2,560 bytes")
+    assert rounded.startswith("4 bits: ") and "; 642 numbers, 328 bytes; difference" in rounded
+    kept = RunStore(tmp_path / "stored_bits_4")
+    (score,) = [json.loads(path.read_text()) for path in kept.scores.glob("*.json")]
+    assert (score["stored_bits"], score["bytes_stored"]) == (4, 328)
+    assert SyntheticSet.load(kept.root).provenance["stored_bits"] == "4"
+    again = document(["evaluate", str(kept.root), "--out", str(tmp_path / "again"), *short], capsys)
+    assert (again["mean"], again["bytes_stored"]) == (score["accuracy"], 328)
+
+
+def test_eight_bit_is_another_name_of_stored_bits_and_other_widths_are_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(finished), "--nets", "1", "--epochs", "1", "--out", str(tmp_path)]
+    assert document([*words, "--eight-bit"], capsys)["quantised"]["stored_bits"] == 8
+    assert exit_code([*words, "--stored-bits", "9"]) == 2
+    assert "--stored-bits: invalid choice: 9" in capsys.readouterr().err
 
 
 def test_pretrain_prints_one_json_document(capsys: pytest.CaptureFixture[str]) -> None:

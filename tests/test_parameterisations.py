@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from potstill.sets.parameterisations.half_chroma import HalfChroma
 from potstill.sets.read import read_set
 from potstill.sets.synthetic import SyntheticSet, initial_images
 from potstill.spec import DatasetSpec, LabelledDataset, Split
+from potstill.tensors import pack, read_tensors
 
 #: Several sizes of each: what is asked for, and the shapes of samples that it takes.
 GRAY, COLOUR, SPECTROGRAM = (1, 28, 28), ((3, 32, 32), (3, 64, 64)), (1, 40, 51)
@@ -254,6 +256,96 @@ def test_the_exact_file_holds_every_way(text: str, toy_colour: LabelledDataset, 
     assert again.numbers_stored == exact.images.numel() + exact.way.shared_numbers
     assert again.numbers_stored <= 3 * 3 * 16 * 16
     assert again.bytes_stored == 4 * exact.images.numel() + 2 * exact.way.shared_numbers
+
+
+#: Scales of each way: a channel's, a plane's, a coefficient's.
+SCALES = {"tiles": lambda way, spec: spec.shape[0], "half_chroma": lambda way, spec: 3, "dct": DCT.numbers}
+
+
+def stored(text: str, shape: tuple[int, ...]) -> SyntheticSet:
+    """Two classes of waves, stored exactly."""
+    spec = spec_of(shape)
+    way = fitted(text, spec)
+    samples = waves(shape, 2 * way.samples(1, spec)).float().unflatten(0, (2, -1))
+    return SyntheticSet(way.encode(samples, spec), spec, way, ipc=1)
+
+
+@every_way
+def test_stored_numbers_in_eight_bits_are_within_half_a_level_of_their_group(
+    text: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    exact = stored(text, shape)
+    rounded = exact.quantised(8)
+    groups = exact.way.scale_groups(exact.spec).expand(exact.images.shape)
+    assert rounded.levels is not None and rounded.levels.scale.shape == (SCALES[exact.way.name](exact.way, exact.spec),)
+    for group in groups.unique():
+        of, back = exact.images[groups == group].double(), rounded.images[groups == group].double()
+        step = (of.max() - of.min()) / 255
+        assert (of - back).abs().max() <= 0.5001 * step + 1e-6 * of.abs().max()
+        assert rounded.levels.levels[groups == group].unique()[[0, -1]].tolist() == [0, 255] or of.numel() == 1
+    path = export(rounded, tmp_path / "set.safetensors", "safetensors")
+    again = SyntheticSet.load(path)
+    assert torch.equal(again.images, rounded.images) and again.to_bytes() == rounded.to_bytes()
+    assert torch.equal(again.decoded().images, exact.way.decode(rounded.images, exact.spec).flatten(0, 1))
+    scales = 2 * len(rounded.levels.scale)
+    assert again.bytes_stored == exact.images.numel() + 4 * scales + 2 * exact.way.shared_numbers
+    assert again.numbers_stored == exact.numbers_stored + scales and again.stored_bits == 8
+    assert again.provenance["stored_bits"] == "8"
+    header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    assert path.stat().st_size == header + exact.images.numel() + 4 * scales + 8 * len(exact.classes)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_few_bits_are_packed_without_gaps_and_read_back(bits: int, tmp_path: Path) -> None:
+    rounded = stored("dct:luma=9", (1, 8, 8)).quantised(bits)
+    assert rounded.levels is not None and rounded.levels.levels.max() == 2**bits - 1
+    again = SyntheticSet.load(export(rounded, tmp_path / "set.safetensors", "safetensors"))
+    assert torch.equal(again.images, rounded.images) and again.stored_bits == bits
+    assert rounded.bytes_stored == math.ceil(rounded.images.numel() * bits / 8) + 8 * 9 + 2 * 9
+
+
+def test_a_group_of_equal_numbers_and_one_far_from_zero_are_kept() -> None:
+    spec = spec_of((2, 4, 4), (-1e6, 1e6))
+    flat, far = torch.full((2, 1, 4, 4), 0.3), torch.linspace(9e5, 9e5 + 255, 32).reshape(2, 1, 4, 4)
+    exact = SyntheticSet(torch.stack([flat, far], dim=2), spec)
+    back = exact.quantised(8).images
+    assert torch.equal(back[:, :, 0], exact.images[:, :, 0])
+    assert (back[:, :, 1] - exact.images[:, :, 1]).abs().max() <= 0.5 + 2**-4
+
+
+def test_what_cannot_be_quantised_is_refused_in_a_line() -> None:
+    exact = stored("tiles", (1, 8, 8))
+    for bits in (0, 9):
+        with pytest.raises(UsageError, match=f"stored bits {bits}: need a whole number of 1 to 8"):
+            exact.quantised(bits)
+    with pytest.raises(DataError, match="NaN or infinite"):
+        replace(exact, images=exact.images / 0).quantised()
+    with pytest.raises(UsageError, match="images are not those of the levels"):
+        replace(exact.quantised(), images=exact.images)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("levels", lambda x: x[:-1]),
+        ("levels", lambda x: x.float()),
+        ("scale", lambda x: x[:-1]),
+        ("scale", lambda x: x / 0),
+        ("offset", lambda x: x.double()),
+        ("offset", None),
+    ],
+)
+def test_a_file_of_levels_that_cannot_be_is_a_data_error(
+    name: str, damage: Callable[[Tensor], Tensor] | None, tmp_path: Path
+) -> None:
+    content = stored("half_chroma:luma=4", (3, 8, 8)).quantised().to_bytes()
+    path = tmp_path / "distilled.safetensors"
+    path.write_bytes(content)
+    tensors, facts = read_tensors(path, "set", "")
+    changed = {key: damage(x) if key == name and damage else x for key, x in tensors.items() if damage or key != name}
+    path.write_bytes(pack(changed, facts))
+    with pytest.raises(DataError, match=f"not a distilled set written by potstill .*{name}"):
+        SyntheticSet.load(path)
 
 
 @pytest.mark.parametrize("text", SMALL[1:])

@@ -26,7 +26,7 @@ class Score:
         train_loss: mean of the last epoch; seconds: of training and testing.
         set_hash: of the set's content, for real training data of the whole data set's; test_hash: of the test split.
         recipe_hash: of the recipe that made the set.
-        numbers_stored, bytes_stored: what the set keeps.
+        numbers_stored, bytes_stored: what the set keeps; stored_bits: the width of its stored numbers.
         device, runtime, commit: where, how and by which source the network was trained.
     """
 
@@ -42,6 +42,7 @@ class Score:
     recipe_hash: str = ""
     numbers_stored: int | None = None
     bytes_stored: int | None = None
+    stored_bits: int | None = None
     device: str = ""
     runtime: str = ""
     commit: str = ""

@@ -21,9 +21,10 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--factor", type=shared.factor, metavar="F|R,C", help="factor of a .pt set")
     parser.add_argument("--seed", type=int, help="of the evaluation networks")
     parser.add_argument("--out", type=Path, help="folder for the scores (default: the run folder)")
-    parser.add_argument(
-        "--eight-bit", action="store_true", help="also score the set rounded to 8 bits, as PNG keeps it"
-    )
+    bits: dict[str, Any] = {"dest": "stored_bits", "default": None}
+    text = "also score the set with its stored numbers (not the decoded samples) rounded to N bits each, 1 to 8"
+    parser.add_argument("--stored-bits", type=int, choices=range(1, 9), metavar="N", help=text, **bits)
+    parser.add_argument("--eight-bit", action="store_const", const=8, help="the same as --stored-bits 8", **bits)
     shared.add_evaluation(parser)
     shared.add_places(parser)
     shared.add_runtime(parser)
@@ -49,14 +50,26 @@ def run(options: argparse.Namespace) -> None:
         return evaluate_set(subject.synthetic, subject.data, subject.recipe, subject.folder, reporter)
 
     scores = score(subject)
-    result, text = _to_json(scores, subject.synthetic), str(scores)
-    if options.eight_bit:
-        rounded = score(subject.eight_bit())
+    result, text = _to_json(scores, subject.synthetic), f"{scores}; {_size(subject.synthetic)}"
+    if options.stored_bits:
+        narrow = subject.quantised(options.stored_bits)
+        rounded = score(narrow)
         difference = rounded.mean - scores.mean
-        result["eight_bit"] = {**_to_json(rounded, subject.synthetic), "difference": difference}
-        text += f"\n8-bit: {rounded}; difference {100 * difference:+.2f}"
+        result["quantised"] = {**_to_json(rounded, narrow.synthetic), "difference": difference}
+        text += f"\n{options.stored_bits} bits: {rounded}; {_size(narrow.synthetic)}"
+        text += f"; difference {100 * difference:+.2f}"
     shared.show(options, result, text)
 
 
+def _size(synthetic: SyntheticSet) -> str:
+    return f"{synthetic.numbers_stored:,} numbers, {synthetic.bytes_stored:,} bytes"
+
+
 def _to_json(scores: Scores, synthetic: SyntheticSet) -> dict[str, Any]:
-    return {**scores.to_json(), "recipe_hash": synthetic.provenance.get("recipe_hash", "")}
+    return {
+        **scores.to_json(),
+        "numbers_stored": synthetic.numbers_stored,
+        "bytes_stored": synthetic.bytes_stored,
+        "stored_bits": synthetic.stored_bits,
+        "recipe_hash": synthetic.provenance.get("recipe_hash", ""),
+    }

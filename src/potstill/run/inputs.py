@@ -9,8 +9,8 @@ from typing import Any
 
 from ..data import load_dataset
 from ..errors import UsageError
+from ..files import write_atomically
 from ..recipe import Recipe, resolve
-from ..sets.export import quantise
 from ..sets.parameterisations import Factor
 from ..sets.read import read_set
 from ..sets.synthetic import SyntheticSet
@@ -35,9 +35,15 @@ class Subject:
     recipe: Recipe
     folder: RunStore
 
-    def eight_bit(self) -> Subject:
-        """The same set rounded to 8 bits, as PNG keeps it, with scores of its own."""
-        return replace(self, synthetic=quantise(self.synthetic), folder=RunStore(self.folder.root / "eight_bit"))
+    def quantised(self, bits: int) -> Subject:
+        """The same set with its stored numbers in `bits` bits, its file and scores in a folder of their own.
+
+        Raises:
+            UsageError, DataError: as `SyntheticSet.quantised`.
+        """
+        synthetic, folder = self.synthetic.quantised(bits), self.folder.root / f"stored_bits_{bits}"
+        write_atomically(folder / "distilled.safetensors", synthetic.to_bytes())
+        return replace(self, synthetic=synthetic, folder=RunStore(folder))
 
 
 def find_subject(

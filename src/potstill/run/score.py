@@ -150,6 +150,7 @@ def _facts(synthetic: SyntheticSet) -> dict[str, Any]:
         "recipe_hash": str(synthetic.provenance.get("recipe_hash", "")),
         "numbers_stored": synthetic.numbers_stored,
         "bytes_stored": synthetic.bytes_stored,
+        "stored_bits": synthetic.stored_bits,
     }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,11 @@ from ..seeding import generator
 from ..spec import DatasetSpec, Split, normalise, to_pixels
 from ..tensors import checksum, pack, read_tensors
 from .parameterisations import Factor, Parameterisation, Tiles
+from .quantise import Levels, quantise
 
 FORMAT_VERSION = 2
+#: Of files that hold levels.
+LEVELS_VERSION = 3
 #: Bytes of a number that all classes share: a position.
 SHARED_WIDTH = 2
 #: In front of the names of a set's extras in its file.
@@ -143,6 +146,7 @@ class SyntheticSet(Dataset[tuple[Tensor, int]]):
         provenance: free text fields saved with it (method, seed, recipe hash...).
         extras: what a method learned besides images and whoever trains on them is to use (DD's step sizes), by name.
         ipc: the budget, in whole images per class; told by the shape where tiles are stored.
+        levels: of a set stored in few bits, see `quantised`; `images` are then the numbers that they stand for.
     """
 
     images: Tensor
@@ -152,6 +156,7 @@ class SyntheticSet(Dataset[tuple[Tensor, int]]):
     provenance: dict[str, str] = field(default_factory=dict)
     extras: dict[str, Tensor] = field(default_factory=dict)
     ipc: int = 0
+    levels: Levels | None = None
     _decoded: tuple[Tensor, Tensor] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -165,6 +170,9 @@ class SyntheticSet(Dataset[tuple[Tensor, int]]):
                 f"images {tuple(self.images.shape)} do not fit {len(self.classes)} classes of shape {self.spec.shape}"
                 + ("" if isinstance(self.parameterisation, Tiles) else f" stored as {self.parameterisation.describe()}")
             )
+
+        if self.levels is not None and not torch.equal(self.levels.numbers(), self.images):
+            raise UsageError("images are not those of the levels: give levels=None beside other images")
 
     @property
     def way(self) -> Parameterisation:
@@ -181,13 +189,31 @@ class SyntheticSet(Dataset[tuple[Tensor, int]]):
     def numbers_stored(self) -> int:
         """Numbers that make up the set: the storage that sets are compared at."""
         extras = sum(extra.numel() for extra in self.extras.values())
-        return self.images.numel() + self.way.shared_numbers + extras
+        scales = 2 * self.levels.scale.numel() if self.levels else 0
+        return self.images.numel() + scales + self.way.shared_numbers + extras
 
     @property
     def bytes_stored(self) -> int:
         """Bytes of those numbers at the width they are kept in."""
         extras = sum(extra.nbytes for extra in self.extras.values())
-        return self.images.nbytes + SHARED_WIDTH * self.way.shared_numbers + extras
+        stored = self.levels.bytes_stored if self.levels else self.images.nbytes
+        return stored + SHARED_WIDTH * self.way.shared_numbers + extras
+
+    @property
+    def stored_bits(self) -> int:
+        """Width of a stored number."""
+        return self.levels.bits if self.levels else 8 * self.images.element_size()
+
+    def quantised(self, bits: int = 8) -> SyntheticSet:
+        """This set with its stored numbers, not its decoded samples, rounded to levels of `bits` bits.
+
+        Raises:
+            UsageError: bits outside 1 to 8.
+            DataError: numbers that are not finite.
+        """
+        levels = quantise(self.images, self.way.scale_groups(self.spec), bits)
+        facts = {**self.provenance, "stored_bits": str(bits)}
+        return replace(self, images=levels.numbers(), levels=levels, provenance=facts, _decoded=None)
 
     def samples(self) -> Tensor:
         """What a network trains on, `(K, M, C, H, W)` pixels."""
@@ -213,13 +239,16 @@ class SyntheticSet(Dataset[tuple[Tensor, int]]):
     def to_bytes(self) -> bytes:
         """The exact set as a safetensors file; the same set gives the same bytes."""
         extras = {EXTRA + name: extra.contiguous() for name, extra in self.extras.items()}
-        tensors = {"images": self.images.contiguous(), "classes": torch.tensor(self.classes), **extras}
+        stored = self.levels.to_tensors() if self.levels else {"images": self.images.contiguous()}
+        tensors = {**stored, "classes": torch.tensor(self.classes), **extras}
+        width = {"stored_bits": str(self.levels.bits)} if self.levels else {}
         metadata = {
-            "format_version": str(FORMAT_VERSION),
+            "format_version": str(LEVELS_VERSION if self.levels else FORMAT_VERSION),
             "spec": json.dumps(self.spec.to_json(), sort_keys=True),
             "parameterisation": json.dumps(self.way.to_json(), sort_keys=True),
             "ipc": str(self.ipc),
             "provenance": json.dumps(self.provenance, sort_keys=True),
+            **width,
         }
         return pack(tensors, metadata)
 
@@ -242,14 +271,17 @@ class SyntheticSet(Dataset[tuple[Tensor, int]]):
         try:
             _check_version(facts)
             spec = DatasetSpec.from_json(json.loads(facts["spec"]))
+            way = as_parameterisation(_way_of(facts, spec))
+            levels = _levels_of(tensors, facts, way, spec) if "stored_bits" in facts else None
             return cls(
-                images=_finite(tensors["images"]),
+                images=_finite(levels.numbers() if levels else tensors["images"]),
                 spec=spec,
-                parameterisation=_way_of(facts, spec),
+                parameterisation=way,
                 classes=_known_classes(tensors["classes"], spec),
                 provenance=_texts(json.loads(facts["provenance"])),
                 extras={name.removeprefix(EXTRA): x for name, x in tensors.items() if name.startswith(EXTRA)},
                 ipc=int(facts.get("ipc", 0)),
+                levels=levels,
             )
         except KeyError as error:
             raise DataError(f"{path}: not a distilled set written by potstill ({error} is missing)") from error
@@ -258,10 +290,15 @@ class SyntheticSet(Dataset[tuple[Tensor, int]]):
 
 
 def _check_version(facts: dict[str, str]) -> None:
-    version, known = facts.get("format_version", "1"), [str(v) for v in range(1, FORMAT_VERSION + 1)]
+    version, known = facts.get("format_version", "1"), [str(v) for v in range(1, LEVELS_VERSION + 1)]
     if version not in known:
-        listed = " and ".join(known)
+        listed = ", ".join(known)
         raise ValueError(f"format {version}, this version reads {listed}: read it with the one that wrote it")
+
+
+def _levels_of(tensors: dict[str, Tensor], facts: dict[str, str], way: Parameterisation, spec: DatasetSpec) -> Levels:
+    shape = len(tensors["classes"]), *way.stored_shape(int(facts["ipc"]), spec)
+    return Levels.from_tensors(tensors, int(facts["stored_bits"]), way.scale_groups(spec), shape)
 
 
 def _finite(images: Tensor) -> Tensor:

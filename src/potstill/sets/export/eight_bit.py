@@ -33,7 +33,7 @@ def quantise(synthetic: SyntheticSet) -> SyntheticSet:
     levels, _ = sample_levels(synthetic)
     images = from_levels(levels, synthetic.spec).reshape(len(synthetic.classes), -1, *synthetic.spec.shape)
     facts = {**synthetic.provenance, "pixels": "8 bits", "stored": synthetic.way.describe()}
-    return replace(synthetic, images=images, parameterisation=(1, 1), provenance=facts, _decoded=None)
+    return replace(synthetic, images=images, parameterisation=(1, 1), levels=None, provenance=facts, _decoded=None)
 
 
 def sample_levels(synthetic: SyntheticSet) -> tuple[Tensor, float]:

@@ -22,13 +22,9 @@ class Parameterisation(ABC):
 
     A set's stored numbers are one tensor `(K, *stored_shape)`; `encode` and `decode` go between it and samples
     `(K, M, C, H, W)` on the pixel scale, M as `samples` says.
-
-    Attributes:
-        scale_axes: the axes of the stored tensor whose numbers share one scale, when they are stored in few bits.
     """
 
     name: ClassVar[str]
-    scale_axes: ClassVar[tuple[int, ...]] = (0, 1)
 
     @abstractmethod
     def samples(self, ipc: int, spec: DatasetSpec) -> int:
@@ -45,6 +41,13 @@ class Parameterisation(ABC):
     @abstractmethod
     def decode(self, stored: Tensor, spec: DatasetSpec) -> Tensor:
         """Samples `(K, M, C, H, W)`, differentiable in `stored`."""
+
+    @abstractmethod
+    def scale_groups(self, spec: DatasetSpec) -> Tensor:
+        """Which numbers share one scale where they are stored in few bits: group 0, 1... of each, as whole numbers.
+
+        Broadcasts to `stored_shape`; all classes share the groups.
+        """
 
     def clamp(self, stored: Tensor, spec: DatasetSpec) -> Tensor:
         """`stored` within the range of its own; as it is where stored numbers have none."""

@@ -95,6 +95,10 @@ class DCT(Parameterisation):
         samples = to_rgb(samples) / math.sqrt(3) if spec.shape[0] == 3 else samples
         return samples.clamp(*spec.value_range)
 
+    def scale_groups(self, spec: DatasetSpec) -> Tensor:
+        """Each coefficient: low frequencies are many times as large as high ones."""
+        return torch.arange(self.numbers(spec))
+
     def check(self, spec: DatasetSpec) -> None:
         channels, height, width = spec.shape
         most = max(self.luma, self.chroma, *(p + 1 for p in self.luma_positions + self.chroma_positions))

@@ -63,6 +63,11 @@ class HalfChroma(Parameterisation):
         samples = to_rgb(torch.cat([luma, chroma], dim=1)).clamp(*spec.value_range)
         return samples.unflatten(0, stored.shape[:2])
 
+    def scale_groups(self, spec: DatasetSpec) -> Tensor:
+        """Luma and either chroma."""
+        sizes = torch.tensor([self.luma**2, self.chroma**2, self.chroma**2])
+        return torch.arange(3).repeat_interleave(sizes)
+
     def clamp(self, stored: Tensor, spec: DatasetSpec) -> Tensor:
         low, high = spec.value_range
         reach = stored.new_tensor([size * (high - low) for size in CHROMA_REACH]).repeat_interleave(self.chroma**2)

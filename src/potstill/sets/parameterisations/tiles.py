@@ -26,7 +26,6 @@ class Tiles(Parameterisation):
     """Images that hold rows x columns small ones each, enlarged bilinearly; 1 x 1 are whole images."""
 
     name: ClassVar[str] = "tiles"
-    scale_axes: ClassVar[tuple[int, ...]] = (0, 1, 3, 4)
 
     rows: int = 1
     columns: int = 1
@@ -64,6 +63,10 @@ class Tiles(Parameterisation):
 
     def decode(self, stored: Tensor, spec: DatasetSpec) -> Tensor:
         return decode(stored, self.factor, spec.padding_value).flatten(1, 2)
+
+    def scale_groups(self, spec: DatasetSpec) -> Tensor:
+        """A group for each channel."""
+        return torch.arange(spec.shape[0])[:, None, None]
 
     def clamp(self, stored: Tensor, spec: DatasetSpec) -> Tensor:
         return stored.clamp(*spec.value_range)
