@@ -1,5 +1,7 @@
 """Hold-outs and class batches."""
 
+from collections import Counter
+
 import pytest
 import torch
 from data_factory import refused
@@ -115,10 +117,13 @@ def test_classes_and_seeds_draw_from_streams_of_their_own():
     assert not torch.equal(ClassSampler(labels, 2, seed=1).batch(0, 0, 10), sampler.batch(0, 0, 10))
 
 
-def test_small_class_gives_all_its_images_in_new_orders(sampler):
-    batches = [sampler.batch(2, step, size=5).tolist() for step in range(8)]
-    assert all(sorted(batch) == sampler.indices(2).tolist() for batch in batches)
-    assert len({tuple(batch) for batch in batches}) > 1
+def test_small_class_fills_its_batches_with_orders_that_follow_one_another(sampler):
+    batches = [sampler.batch(2, step, size=5).tolist() for step in range(9)]
+    assert all(len(batch) == 5 and set(Counter(batch).values()) <= {1, 2} for batch in batches)
+    orders = torch.tensor(batches).reshape(15, 3)
+    assert all(sorted(order) == sampler.indices(2).tolist() for order in orders.tolist())
+    assert len({tuple(order) for order in orders.tolist()}) > 1
+    assert sampler.batch(2, 4, size=5).tolist() == batches[4]  # whatever was asked before
 
 
 def test_require_names_class_found_and_needed(sampler):

@@ -194,7 +194,7 @@ def assert_equal_walks(method: DSDM, problem: Problem, loop: PlainLoop) -> None:
 def test_classes_distilled_apart_equal_those_distilled_together() -> None:
     """A promise to users: shards {0..4} and {5..9} give, to float tolerance, what all ten digits together give.
 
-    The real batch is larger than any class, whose sizes differ: the smallest of ALL classes sets it.
+    The real batch is larger than any class, whose sizes differ: the largest of ALL classes sets it.
     """
     data = potstill.load_dataset("digits")
 

@@ -170,6 +170,16 @@ def test_a_method_knows_the_name_it_is_registered_by(name: str, toy_dataset: Lab
             quick(name).init(problem_of(toy_dataset, pool=None))
 
 
+@every_iterative_method
+def test_passes_grow_with_steps_classes_and_samples(name: str, toy_dataset: LabelledDataset) -> None:
+    problem, method = problem_of(toy_dataset), quick(name)
+    passes = method.passes(problem)
+    assert passes >= 2 * method.steps * len(problem.classes) * problem.samples
+    assert quick(name, steps=2 * method.steps).passes(problem) > passes
+    assert method.passes(problem_of(toy_dataset, classes=(1,))) == pytest.approx(passes / 3)
+    assert method.passes(problem_of(toy_dataset, ipc=1)) < passes
+
+
 @every_method
 def test_a_method_pickled_and_back_gives_equal_bytes(name: str, toy_dataset: LabelledDataset) -> None:
     method, problem = quick(name), problem_of(toy_dataset)
@@ -241,6 +251,17 @@ def test_shards_of_the_classes_give_what_the_whole_gives(name: str, toy_dataset:
     whole = distilled(name, problem_of(toy_dataset)).images
     parts = [distilled(name, problem_of(toy_dataset, classes=classes)).images for classes in ((0,), (1, 2))]
     torch.testing.assert_close(torch.cat(parts), whole, atol=1e-4, rtol=0)
+
+
+def test_a_small_class_cuts_no_other_classs_batch(toy_dataset: LabelledDataset) -> None:
+    """Of 3, 40 and 40 images: batches of 16 hold 16 images of each, the small class's three five or six times."""
+    rare = (toy_dataset.train.labels == 0).nonzero().flatten()[3:]
+    kept = torch.tensor([i for i in range(120) if i not in set(rare.tolist())])
+    problem = problem_of(replace(toy_dataset, train=toy_dataset.train.subset(kept)))
+    assert problem.batch_size(16) == 16 and problem.batch_size(256) == 40
+    small, *large = problem.class_batches(16, 3)
+    assert small.flatten(1).unique(dim=0, return_counts=True)[1].tolist() in ([5, 5, 6], [5, 6, 5], [6, 5, 5])
+    assert all(len(batch.flatten(1).unique(dim=0)) == 16 for batch in large)
 
 
 @every_method

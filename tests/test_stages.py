@@ -74,15 +74,27 @@ def uninterrupted(data: LabelledDataset, tmp_path: Path, recipe: Recipe) -> byte
 
 @pytest.mark.parametrize(
     ("method", "passes"),
-    # 4 steps, 3 classes, forward and backward of 2 images of 4 tiles, 16 real ones; a coreset embeds every image once.
-    [("dsdm", 4 * 3 * (2 * 2 * 4 + 16)), ("herding", 120), ("random", 0)],
+    # 4 steps, 3 classes, forward and backward of 2 images of 4 tiles, 16 real ones; a bank of 2 networks has 2 x 3 real
+    # batches in all, however many steps there are; a coreset embeds every image once.
+    [
+        ("dsdm", 4 * 3 * (2 * 2 * 4 + 16)),
+        ("dsdm_plus", 3 * (4 * 2 * 2 * 4 + 2 * 3 * 16)),
+        ("dm", 4 * 3 * (2 * 2 * 4 + 16)),
+        ("m3d", 4 * 3 * (2 * 2 * 4 + 16)),
+        # Two steps with each network, which trains between them; a gradient to weights is 3, the mixed one 6 more.
+        ("dc", 4 * 3 * (9 * 2 * 4 + 3 * 16) + 2 * 3 * 5 * 3 * 2 * 4),
+        ("herding", 120),
+        ("random", 0),
+    ],
 )
 def test_a_run_is_compiled_by_the_images_that_pass_its_networks(
     method: str, passes: int, toy_dataset: LabelledDataset, store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, plain = [], stages.Runtime.resolve
     monkeypatch.setattr(stages.Runtime, "resolve", lambda **keys: asked.append(keys["passes"]) or plain(**keys))
-    keys = {"dsdm": {"steps": 4, "real_batch": 16}}
+    shared = {"steps": 4, "real_batch": 16}
+    keys = {"dsdm": shared, "dsdm_plus": {**shared, "bank_draws": 3}, "dm": shared, "m3d": shared}
+    keys["dc"] = {**shared, "outer": 2, "inner": 5}
     recipe = resolve({**SMALL, "method": {"name": method, **keys.get(method, {})}, "ipc": 2})
     distill_run(recipe, toy_dataset, store, QUIET)
     assert set(asked) == {passes} and len(toy_dataset.train) == 120

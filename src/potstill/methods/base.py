@@ -53,6 +53,14 @@ class Method(ABC, Generic[S]):
         """Steps to take; 0 for a method whose `init` is its result."""
         return int(getattr(self.config, "steps", 0))
 
+    def passes(self, problem: Problem) -> int:
+        """About how many samples pass a network in all; what is compiled for the machine follows it.
+
+        A pass forward counts 1, one back to the samples 1 more, one back to the weights 2. The pool may be one of the
+        right size without any weights.
+        """
+        return 0
+
     @abstractmethod
     def init(self, problem: Problem) -> S:
         """The state before the first step."""
@@ -63,7 +71,7 @@ class Method(ABC, Generic[S]):
 
     def result(self, problem: Problem, state: S) -> SyntheticSet:
         """The synthetic set that a state stands for."""
-        return problem.synthetic_set(state.images, method=self.name, steps=state.step)
+        return problem.synthetic_set(state.images, whole=not self.uses_factor, method=self.name, steps=state.step)
 
 
 METHODS: Registry[type[Method[Any]]] = Registry("method")

@@ -101,6 +101,13 @@ class DC(Method[DCState]):
             network = self._trained(problem, network, images, state.step, inner)
         return state.advanced(images=images, memory=memory, network=network), Metrics.of(loss)
 
+    def passes(self, problem: Problem) -> int:
+        (outer, inner), steps = self.loops(problem.ipc), self.config.steps
+        trainings = steps - steps // outer  # none after a network's last step
+        # The mixed derivative costs about two gradients to the weights more.
+        each = 9 * problem.samples + 3 * problem.batch_size(self.config.real_batch)
+        return len(problem.classes) * (steps * each + trainings * inner * 3 * problem.samples)
+
     def loops(self, ipc: int) -> tuple[int, int]:
         """(outer, inner) for any IPC: the published pairs, between them on a straight line, beyond 50 as at 50."""
         outer, inner = self.config.outer, self.config.inner

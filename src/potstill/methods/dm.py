@@ -79,5 +79,9 @@ class DM(Method[DMState]):
         images, memory = self._descent()(pixels.detach(), scaled, state.memory, state.step)
         return state.advanced(images=images, memory=memory), Metrics.of(loss)
 
+    def passes(self, problem: Problem) -> int:
+        each = 2 * problem.samples + problem.batch_size(self.config.real_batch)
+        return self.config.steps * len(problem.classes) * each
+
     def _descent(self) -> Descent:
         return Descent("sgd", self.config.learning_rate, self.config.momentum, "none", self.config.steps)

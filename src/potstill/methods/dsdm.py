@@ -15,13 +15,13 @@ from torch import Tensor
 from ..checks import at_least, one_of, share
 from ..errors import UsageError
 from ..learning.augment import Strategy, strategy_for
-from ..learning.gradients import Weights
 from ..learning.optim import Descent
 from ..learning.pool import Pool
-from ..matching.features import calibrate, integrate_history, match_covariances, match_history, match_prototypes
-from ..matching.statistics import prototypes, spread
+from ..matching.features import calibrate, match_covariances, match_prototypes
+from ..matching.statistics import spread
 from ..seeding import generator
 from .base import METHODS, Method
+from .history import History
 from .problem import Problem
 from .real_features import RealBatch, bank, real_batch
 from .state import Metrics, State
@@ -113,8 +113,7 @@ class DSDMState(State):
 
     Attributes:
         memory: `(0..2, K, IPC, C, H, W)`, see `Descent.init`.
-        history: `(M or 1, K, D)` integrated prototypes per network, or shared.
-        updates: `(M or 1,)` int64, how often each was updated.
+        history, updates: see `history.History`.
     """
 
     memory: Tensor
@@ -150,31 +149,38 @@ class DSDM(Method[DSDMState]):
                 f"ipc={problem.ipc} at factor 1 gives {problem.samples} sample per class, which has no covariance: "
                 "set method.covariance_weight=0, or use factor 2 or ipc 2"
             )
-        banks = len(pool) if config.history_scope == "per_network" else 1
-        width = problem.extractor.network.feature_width
+        slots = len(pool) if config.history_scope == "per_network" else 1
+        history = History.empty(slots, images, problem.extractor.network.feature_width)
         return DSDMState(
             step=0,
             images=images,
             memory=self._descent(problem).init(images),
-            history=images.new_zeros(banks, len(images), width),
-            updates=torch.zeros(banks, dtype=torch.long, device=images.device),
+            history=history.prototypes,
+            updates=history.updates,
         )
 
     def step(self, problem: Problem, state: DSDMState) -> tuple[DSDMState, Metrics]:
         """One iteration of Algorithm 1, lines 4 to 12, for all classes at once."""
         pool = problem.require_pool(self.name)
         member = pool.draw(problem.seed, state.step)
-        weights = pool.members[member]
+        weights, history = pool.members[member], History(state.history, state.updates)
         real = self._real_batch(problem, pool, member, state.step)
         pixels = self._clamp(problem, state.images, "before").detach().requires_grad_()
         synthetic = problem.extractor.embed(weights, self._samples(problem, pixels, state.step), real.draw)
-        terms = self._terms(problem, weights, state, member, real, synthetic)
+        terms = self._terms(problem, real, synthetic, history, member, state.step)
         (gradient,) = torch.autograd.grad(terms.total(), pixels)
         images, memory = self._descent(problem)(pixels.detach(), gradient, state.memory, state.step)
         images = self._clamp(problem, images, "after")
-        history, updates = self._remember(problem, weights, state, member, images, synthetic.detach())
-        metrics = _metrics(terms, real, synthetic.detach(), member, self.config.covariance_ddof)
-        return state.advanced(images=images, memory=memory, history=history, updates=updates), metrics
+        history = self._remembered(problem, history, member, images, synthetic.detach(), state.step)
+        after = state.advanced(images=images, memory=memory, history=history.prototypes, updates=history.updates)
+        return after, _metrics(terms, real, synthetic.detach(), member, self.config.covariance_ddof)
+
+    def passes(self, problem: Problem) -> int:
+        pool, c = problem.require_pool(self.name), self.config
+        real = c.steps if c.real_statistics == "fresh" else len(pool) * c.bank_draws
+        remembered = int(c.history_weight > 0 and c.history_features != "step")
+        synthetic = c.steps * min(problem.samples, c.synthetic_batch) * (2 + remembered)
+        return len(problem.classes) * (synthetic + real * problem.batch_size(c.real_batch))
 
     def _real_batch(self, problem: Problem, pool: Pool, member: int, step: int) -> RealBatch:
         c, strategy = self.config, self._strategy(problem)
@@ -197,58 +203,38 @@ class DSDM(Method[DSDMState]):
         return samples[torch.arange(len(samples), device=samples.device)[:, None], index]
 
     def _terms(
-        self, problem: Problem, weights: Weights, state: DSDMState, member: int, real: RealBatch, synthetic: Tensor
+        self, problem: Problem, real: RealBatch, synthetic: Tensor, history: History, member: int, step: int
     ) -> Terms:
         c, zero = self.config, synthetic.new_zeros(())
-        slot = self._slot(member)
-        remembered = state.updates[slot] > 0 or c.history_first == "zero"
-        history = (
-            match_history(synthetic, state.history[slot], divide=c.history_divide)
-            if c.history_weight and state.step >= c.history_start and remembered
-            else zero
-        )
-        return Terms(
-            prototype=c.prototype_weight * match_prototypes(real.features, synthetic) if c.prototype_weight else zero,
-            covariance=c.covariance_weight
-            * match_covariances(real.features, synthetic, ddof=c.covariance_ddof, known=real.known)
-            if c.covariance_weight
-            else zero,
-            history=c.history_weight * history,
-            calibration=c.calibration_weight * self._calibration(problem, weights, synthetic)
-            if c.calibration_weight
-            else zero,
-        )
+        prototype = covariance = remembered = calibration = zero
+        if c.prototype_weight:
+            prototype = c.prototype_weight * match_prototypes(real.features, synthetic)
+        if c.covariance_weight:
+            distance = match_covariances(real.features, synthetic, ddof=c.covariance_ddof, known=real.known)
+            covariance = c.covariance_weight * distance
+        if c.history_weight and step >= c.history_start:
+            term = history.term(self._slot(member), synthetic, first=c.history_first, divide=c.history_divide)
+            remembered = c.history_weight * term
+        if c.calibration_weight:
+            labels = torch.tensor(problem.classes, device=synthetic.device)
+            logits = problem.extractor.classify(problem.require_pool(self.name).members[member], synthetic)
+            calibration = c.calibration_weight * calibrate(logits, labels)
+        return Terms(prototype, covariance, remembered, calibration)
 
-    def _calibration(self, problem: Problem, weights: Weights, synthetic: Tensor) -> Tensor:
-        labels = torch.tensor(problem.classes, device=synthetic.device)
-        return calibrate(problem.extractor.classify(weights, synthetic), labels)
-
-    def _remember(
-        self, problem: Problem, weights: Weights, state: DSDMState, member: int, images: Tensor, synthetic: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The memory bank after the step: Eq. (7) and (8)."""
-        if not self.config.history_weight:
-            return state.history, state.updates
-        slot = self._slot(member)
-        current = prototypes(self._features_to_remember(problem, weights, images, synthetic, state.step))
-        first = state.updates[slot] == 0 and self.config.history_first == "prototype"
-        old = state.history[slot]
-        new = current if first else integrate_history(old, current, self.config.history_smoothing)
-        if state.updates[slot] == 0 and self.config.history_first == "zero":
-            new = torch.zeros_like(old)  # Eq. (8) at t = 1
-        history, updates = state.history.clone(), state.updates.clone()
-        history[slot], updates[slot] = new, updates[slot] + 1
-        return history, updates
-
-    def _features_to_remember(
-        self, problem: Problem, weights: Weights, images: Tensor, synthetic: Tensor, step: int
-    ) -> Tensor:
-        if self.config.history_features == "step":
-            return synthetic
-        strategy = self._strategy(problem) if self.config.history_features == "augmented" else Strategy()
-        draw = problem.class_draw(strategy, -1 - step)  # no real batch has a negative number
-        with torch.no_grad():
-            return problem.extractor.embed(weights, self._samples(problem, images, -1 - step), draw)
+    def _remembered(
+        self, problem: Problem, history: History, member: int, images: Tensor, synthetic: Tensor, step: int
+    ) -> History:
+        """The memory bank after the step, whose loss saw the features `synthetic`: Eq. (7) and (8)."""
+        c = self.config
+        if not c.history_weight:
+            return history
+        if c.history_features != "step":
+            strategy = self._strategy(problem) if c.history_features == "augmented" else Strategy()
+            draw = problem.class_draw(strategy, -1 - step)  # no real batch has a negative number
+            weights = problem.require_pool(self.name).members[member]
+            with torch.no_grad():
+                synthetic = problem.extractor.embed(weights, self._samples(problem, images, -1 - step), draw)
+        return history.updated(self._slot(member), synthetic, first=c.history_first, smoothing=c.history_smoothing)
 
     def _slot(self, member: int) -> int:
         return member if self.config.history_scope == "per_network" else 0

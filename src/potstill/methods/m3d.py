@@ -70,5 +70,9 @@ class M3D(Method[State]):
         (gradient,) = torch.autograd.grad(loss, stored)
         return state.advanced(images=self._moved(problem, stored.detach(), gradient)), Metrics.of(loss)
 
+    def passes(self, problem: Problem) -> int:
+        each = 2 * problem.samples + problem.batch_size(self.config.real_batch)
+        return self.config.steps * len(problem.classes) * each
+
     def _moved(self, problem: Problem, stored: Tensor, gradient: Tensor) -> Tensor:
         return problem.clamp(stored - self.config.learning_rate * problem.ipc * gradient)

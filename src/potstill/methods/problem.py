@@ -115,14 +115,14 @@ class Problem:
             self._kept[key] = make()
         return self._kept[key]
 
-    def initial_images(self) -> Tensor:
-        """Stored numbers `(K, ...)` on the device, as `init` says."""
+    def initial_images(self, *, kind: str | None = None, whole: bool = False) -> Tensor:
+        """Stored numbers `(K, ...)` on the device, as `init` says, or of another `kind`; `whole` ones are images."""
         images = initial_images(
             self.train,
             self.spec,
             ipc=self.ipc,
-            parameterisation=self.way,
-            kind=self.init.kind,
+            parameterisation=as_parameterisation((1, 1)) if whole else self.way,
+            kind=kind or self.init.kind,
             pick=self.init.pick,
             resize=self.init.resize,
             seed=self.seed,
@@ -136,11 +136,14 @@ class Problem:
         return self.pool
 
     def batch_size(self, size: int) -> int:
-        """`size`, or the size of the smallest class of the data set where that is less (the same in every shard)."""
-        return min(size, int(torch.bincount(self.train.labels, minlength=self.spec.num_classes).min()))
+        """`size`, or the size of the largest class of the data set where that is less (the same in every shard)."""
+        return min(size, int(torch.bincount(self.train.labels).max()))
 
     def class_batches(self, size: int, number: int) -> Tensor:
-        """Batch number `number` of real images of every class, `(K, n, C, H, W)`; n as `batch_size`."""
+        """Batch number `number` of real images of every class, `(K, n, C, H, W)`; n as `batch_size`.
+
+        A class of fewer images repeats them, each as often as the others give or take one.
+        """
         size = self.batch_size(size)
         index = torch.stack([self.sampler.batch(c, number, size) for c in self.classes])
         return self.resident_images[index.to(self.resident_images.device)]
@@ -152,10 +155,11 @@ class Problem:
         return Draw(operations, torch.cat(rows))
 
     def synthetic_set(
-        self, images: Tensor, *, extras: Mapping[str, Tensor] | None = None, **provenance: Any
+        self, images: Tensor, *, whole: bool = False, extras: Mapping[str, Tensor] | None = None, **provenance: Any
     ) -> SyntheticSet:
-        """The set of stored numbers `images` `(K, ...)` and what else was learned, on the CPU."""
+        """The set of stored numbers `images` `(K, ...)` and what else was learned, on the CPU; `whole`: see above."""
+        way = as_parameterisation((1, 1)) if whole else self.way
         facts = {key: str(value) for key, value in {"seed": self.seed, **provenance}.items()}
         learned = {name: extra.detach().cpu().contiguous() for name, extra in (extras or {}).items()}
         stored = images.detach().cpu().contiguous()
-        return SyntheticSet(stored, self.spec, self.way, self.classes, facts, learned, self.ipc)
+        return SyntheticSet(stored, self.spec, way, self.classes, facts, learned, self.ipc)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from .base import METHODS, Method
@@ -23,13 +23,7 @@ class Random(Method[State]):
     uses_factor: ClassVar[bool] = False
 
     def init(self, problem: Problem) -> State:
-        return State(0, self._plain(problem).initial_images())
-
-    def result(self, problem: Problem, state: State):
-        return super().result(self._plain(problem), state)
-
-    def _plain(self, problem: Problem) -> Problem:
-        return replace(problem, parameterisation=(1, 1), init=replace(problem.init, kind="real"))
+        return State(0, problem.initial_images(kind="real", whole=True))
 
 
 @METHODS.register("random_mix")
@@ -39,4 +33,4 @@ class RandomMix(Method[State]):
     Config = RandomConfig
 
     def init(self, problem: Problem) -> State:
-        return State(0, replace(problem, init=replace(problem.init, kind="mix")).initial_images())
+        return State(0, problem.initial_images(kind="mix"))

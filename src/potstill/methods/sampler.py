@@ -41,13 +41,19 @@ class ClassSampler:
             raise DataError(f"class {self._names[cls]!r} has {found} images, {count} needed")
 
     def batch(self, cls: int, step: int, size: int) -> Tensor:
-        """Positions `(size,)` of images of class `cls` for `step` >= 0; all of them where there are fewer than `size`.
+        """Positions `(size,)` of images of class `cls` for `step` >= 0.
 
-        An epoch is as many whole batches as the class holds; what is left over waits for the next order.
+        An epoch is as many whole batches as the class holds; what is left over waits for the next order. A class of
+        fewer images than `size` goes on through as many orders as it takes, none of them cut short.
         """
         self.require(cls, 1)
-        epoch, part = divmod(step, max(1, len(self._members[cls]) // size))
-        return self._order(cls, epoch)[part * size : (part + 1) * size]
+        count = len(self._members[cls])
+        if size <= count:
+            epoch, part = divmod(step, count // size)
+            return self._order(cls, epoch)[part * size : (part + 1) * size]
+        begin, end = step * size, (step + 1) * size
+        orders = [self._order(cls, epoch) for epoch in range(begin // count, -(-end // count))]
+        return torch.cat(orders)[begin % count :][:size]
 
     def _order(self, cls: int, epoch: int) -> Tensor:
         if self._orders.get(cls, (None,))[0] != epoch:

@@ -83,9 +83,7 @@ def _check(recipe: Recipe, method: Method[Any], data: LabelledDataset) -> None:
         UsageError, DataError: a device or precision that is not there, a class too small for the IPC, what the method
             refuses.
     """
-    runtime = distilling_runtime(recipe, method, data)
-    networks = recipe.pool.networks if method.needs_pool else 0
-    problem = bare_problem(recipe, data, runtime, Pool(recipe.pool.network, ({},) * networks, ("",) * networks))
+    problem = bare_problem(recipe, data, distilling_runtime(recipe, method, data), _untrained_pool(recipe, method))
     if method.steps or not method.needs_pool:
         method.init(problem)  # which looks at the pool's size alone
     else:  # its `init` is all its work
@@ -109,16 +107,26 @@ def _problem(
 
 def distilling_runtime(recipe: Recipe, method: Method[Any], data: LabelledDataset) -> Runtime:
     """What the recipe's choices come to for the distillation on this machine."""
-    return recipe.runtime.resolve(passes=_network_passes(recipe, method, data), side=data.spec.shape[1])
+    pool = _untrained_pool(recipe, method)
+    passes = method.passes(bare_problem(recipe, data, Runtime(), pool, way=recipe.way()))
+    return recipe.runtime.resolve(passes=passes, side=data.spec.shape[1])
 
 
-def bare_problem(recipe: Recipe, data: LabelledDataset, runtime: Runtime, pool: Pool | None) -> Problem:
-    """What the method may know, without a place for features."""
+def _untrained_pool(recipe: Recipe, method: Method[Any]) -> Pool | None:
+    """A pool of the right size without any weights, for what is asked before there is one."""
+    networks = recipe.pool.networks
+    return Pool(recipe.pool.network, ({},) * networks, ("",) * networks) if method.needs_pool else None
+
+
+def bare_problem(
+    recipe: Recipe, data: LabelledDataset, runtime: Runtime, pool: Pool | None, *, way: Parameterisation | None = None
+) -> Problem:
+    """What the method may know, without a place for features; `way`: an unfitted one, where only sizes are asked."""
     return Problem(
         spec=data.spec,
         train=data.train,
         ipc=recipe.ipc,
-        parameterisation=_way(recipe, data),
+        parameterisation=way or _way(recipe, data),
         seed=recipe.seed,
         runtime=runtime,
         pool=pool,
@@ -317,15 +325,6 @@ def _claim(store: RunStore, recipe: Recipe, resume: bool, overwrite: bool) -> No
         if store.distilled.exists() and not _has_budget_left(store.require_set(), recipe, store):
             recipe = replace(recipe, budget=found.budget)  # a finished set stays that of its own budget
     store.write_config(recipe.to_yaml())
-
-
-def _network_passes(recipe: Recipe, method: Method[Any], data: LabelledDataset) -> int:
-    """About how many images pass a network in the distillation: without steps it is each once, or none."""
-    if not method.steps:
-        return len(data.train) if method.needs_pool else 0
-    synthetic = 2 * recipe.way().samples(recipe.ipc, data.spec)
-    real = getattr(recipe.method, "real_batch", 0)
-    return method.steps * data.spec.num_classes * (synthetic + real)
 
 
 def _times(pool: Pool | None, seconds: float, peak_memory: int) -> dict[str, Any]:
