@@ -14,7 +14,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 import plain
 import torch
@@ -27,7 +27,6 @@ from potstill.machine.runtime import Runtime
 from potstill.methods import Problem, run_method
 from potstill.methods.dsdm import DSDM, DSDMConfig
 from potstill.networks.convnet import default_depth
-from potstill.report.rows import statistics_of
 from potstill.run.environment import commit, cpu_name
 from potstill.sets.synthetic import SyntheticSet
 from potstill.spec import DatasetSpec
@@ -156,7 +155,15 @@ def plain_name(name: str) -> str:
 def summary(sets: list[dict]) -> dict:
     """Mean and deviations as in every table, and the mean seconds of a run."""
     seconds = round(fmean(one["seconds"] for one in sets), 1)
-    return {**statistics_of([one["accuracies"] for one in sets]), "seconds": seconds}
+    accuracies = [one["accuracies"] for one in sets]
+    every = [accuracy for of_set in accuracies for accuracy in of_set]
+    return {
+        "mean": fmean(every),
+        "std": stdev(every) if len(every) > 1 else None,
+        "std_sets": stdev(map(fmean, accuracies)) if len(accuracies) > 1 else None,
+        "nets_per_set": [len(of_set) for of_set in accuracies],
+        "seconds": seconds,
+    }
 
 
 if __name__ == "__main__":

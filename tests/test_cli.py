@@ -23,7 +23,7 @@ import potstill
 from potstill.cli import main
 from potstill.cli.listing import describe, names
 from potstill.evaluation import PROTOCOLS
-from potstill.methods import METHODS
+from potstill.methods import METHODS, Metrics
 from potstill.methods.dsdm import DSDM
 from potstill.networks import NETWORKS
 from potstill.recipe import PoolConfig, parse_assignments, resolve
@@ -152,7 +152,7 @@ def test_exit_1_for_a_run_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = DSDM.step
-    monkeypatch.setattr(DSDM, "step", lambda *given: (plain(*given)[0], {"loss": float("inf")}))
+    monkeypatch.setattr(DSDM, "step", lambda *given: (plain(*given)[0], Metrics(float("inf"))))
     assert main([*DIGITS, *DSDM_KEYS, "--out", str(tmp_path / "run"), "-q"]) == 1
     assert "step 1: loss is inf" in one_error_line(capsys)
 

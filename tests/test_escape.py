@@ -48,7 +48,7 @@ def test_no_cell_of_a_csv_is_a_formula_and_numbers_stay_numbers(name: str) -> No
 
 def test_dollars_in_labels_are_no_mathematics() -> None:
     assert figure(r"$\frac$") == r"\$\frac\$"
-    assert r"$\frac$" in loss_curves([{"step": s, r"$\frac$": 1.0 / s} for s in (1, 2)])
+    assert r"$\frac$" in loss_curves([{"step": s, "loss": 1.0 / s, "terms": {r"$\frac$": 1.0 / s}} for s in (1, 2)])
     curve = CostCurve("m", "d", 1, "n", "p", 1, ("r",), (CostPoint(1, 1.0, 0.5, None, 1, 1),))
     assert r"$\frac$" in cost_figure([curve], [r"$\frac$"])
 

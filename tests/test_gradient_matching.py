@@ -28,7 +28,7 @@ from potstill.matching.gradients import (
 from potstill.networks import Backbone
 from potstill.networks.convnet import ConvNet
 from potstill.networks.resnet import ResNet
-from potstill.sets.synthetic import decode
+from potstill.sets.parameterisations.tiles import decode
 from potstill.spec import LabelledDataset, normalise
 
 DISTANCES = {"cosine": cosine_distance, "squared": squared_distance, "absolute": absolute_distance}
