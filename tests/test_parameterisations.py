@@ -324,6 +324,21 @@ def test_what_cannot_be_quantised_is_refused_in_a_line() -> None:
         replace(exact.quantised(), images=exact.images)
 
 
+def test_pictures_show_each_stored_number_once() -> None:
+    shape = (3, 32, 32)
+    for text, size in (("half_chroma:luma=10,chroma=5", (1, 10, 15)), ("dct:luma=100,chroma=25", None)):
+        exact = stored(text, shape)
+        numbers, seen = exact.images[0, 0], exact.way.pictures(exact.images, exact.spec)[0, 0]
+        assert seen.shape == size or (size is None and seen.shape[2] == 3 * seen.shape[1])
+        around_gray = numbers if size is None else numbers[100:]
+        luma = numbers[:0] if size is None else numbers[:100]
+        rest = torch.full((seen.numel() - len(numbers),), 0.5)
+        expected = torch.cat([luma, around_gray + 0.5, rest])
+        torch.testing.assert_close(seen.flatten().sort().values, expected.sort().values)
+    tiled = stored("tiles:rows=2,columns=2", shape)
+    assert torch.equal(tiled.way.pictures(tiled.images, tiled.spec), tiled.images)
+
+
 @pytest.mark.parametrize(
     ("name", "damage"),
     [

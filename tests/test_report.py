@@ -554,6 +554,27 @@ def test_a_preview_is_a_png(tmp_path: Path):
     assert path.read_bytes() == before
 
 
+def test_a_view_shows_what_is_stored_or_what_it_decodes_to():
+    tiled = replace(make_set((1, 8, 8)), parameterisation=(2, 2))
+    stored, decoded = (image_grid(tiled, names=False, per_class=8, view=view) for view in ("stored", "decoded"))
+    assert decoded.width == 4 * stored.width  # four samples in each stored image
+    assert stored.tobytes() == image_grid(tiled, names=False).tobytes() != decoded.tobytes()
+    with pytest.raises(UsageError, match="view='both': use one of stored, decoded"):
+        image_grid(tiled, view="both")
+
+
+def test_a_preview_shows_both_views_where_they_differ(tmp_path: Path):
+    whole, tiled = make_set((1, 8, 8)), replace(make_set((1, 8, 8)), parameterisation=(2, 2))
+
+    def width(**sets: Any) -> int:
+        with Image.open(save_preview(tmp_path / "preview.png", **sets)) as preview:
+            return preview.width
+
+    decoded = image_grid(tiled, view="decoded").width
+    assert width(distilled=tiled) > width(distilled=whole) + decoded
+    assert width(distilled=tiled, initial=tiled) > width(distilled=whole, initial=whole) + decoded
+
+
 # --- curves
 
 

@@ -1,7 +1,8 @@
-"""Pictures of synthetic sets: a row per class, stored images as they are. Pillow only."""
+"""Pictures of synthetic sets: a row per class, of what is stored or of the samples it decodes to. Pillow only."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from ..synthetic import SyntheticSet
 
 #: Sides that images are enlarged towards, and by how much at most: 8x8 is shown at 48 pixels, 32x32 at 64.
 READABLE_SIDE, MOST_ENLARGED = 64, 6
+#: What a picture can show of a set.
+VIEWS = ("stored", "decoded")
 _GAP, _LONGEST_NAME = 2, 16
 _SMALLEST_FONT, _LARGEST_FONT = 11, 20
 
@@ -26,28 +29,30 @@ def image_grid(
     scale: int | None = None,
     max_classes: int | None = None,
     names: bool = True,
+    view: str | None = None,
     ink: str = "black",
     paper: str | None = "white",
 ) -> Image.Image:
     """The first `per_class` images of each class, a row per class with its name at the left.
 
     Args:
-        synthetic: stored images are shown as they are, mosaics whole; other stored numbers as decoded samples.
-            Values are clamped to the spec's range. One channel is gray, three are colours, any other number is
-            averaged to gray.
+        synthetic: values are clamped to the spec's range. One channel is gray, three are colours, any other number
+            is averaged to gray.
         scale: whole-number enlargement without smoothing; readable where None.
         max_classes: rows to show, all where None.
         names: whether class names are written.
+        view: "stored" shows stored numbers (mosaics whole; chroma and coefficients around gray), "decoded" the samples
+            that networks see. Where None, stored images of tiles and decoded samples of the others.
         ink, paper: colours of names and background; the background is transparent where `paper` is None.
     Raises:
-        UsageError: per_class, scale or max_classes below 1.
+        UsageError: per_class, scale or max_classes below 1, an unknown view.
     """
     for name, value in (("per_class", per_class), ("scale", scale), ("max_classes", max_classes)):
         if value is not None and value < 1:
             raise UsageError(f"{name}={value}: need at least 1")
-    images = _to_bytes(shown(synthetic)[:max_classes, :per_class], synthetic.spec.value_range)
+    images = _to_bytes(shown(synthetic, view)[:max_classes, :per_class], synthetic.spec.value_range)
     rows, columns, _, height, width = images.shape
-    scale = scale or readable_scale(height, width)
+    scale = scale or readable_scale(height, height if view == "stored" else width)
     cell_h, cell_w = height * scale + _GAP, width * scale + _GAP
     labels = [_short(synthetic.spec.classes[c]) for c in synthetic.classes[:rows]] if names else []
     font_size = max(_SMALLEST_FONT, min(_LARGEST_FONT, cell_h // 3))
@@ -65,9 +70,19 @@ def image_grid(
     return canvas
 
 
-def shown(synthetic: SyntheticSet) -> Tensor:
-    """`(K, N, C, H, W)`: stored images, or decoded samples where no images are stored."""
-    return synthetic.images if synthetic.factor else synthetic.samples()
+def shown(synthetic: SyntheticSet, view: str | None = None) -> Tensor:
+    """`(K, N, C, H, W)` pixels of a view, see `image_grid`."""
+    if view not in (None, *VIEWS):
+        raise UsageError(f"view={view!r}: use one of {', '.join(VIEWS)}")
+    stored = view == "stored" or (view is None and synthetic.factor)
+    return synthetic.way.pictures(synthetic.images, synthetic.spec) if stored else synthetic.samples()
+
+
+def other_view(synthetic: SyntheticSet) -> str | None:
+    """What a picture leaves out by default; None where samples are stored as they are."""
+    if synthetic.factor:
+        return "decoded" if synthetic.factor != (1, 1) else None
+    return "stored"
 
 
 def before_after(
@@ -80,13 +95,24 @@ def before_after(
     headings: tuple[str, str] = ("before", "after"),
 ) -> Image.Image:
     """Two sets side by side under headings; class names once, where both show the same classes."""
+    return side_by_side(_pair(initial, distilled, per_class, scale, max_classes), headings)
+
+
+def _pair(
+    initial: SyntheticSet, distilled: SyntheticSet, per_class: int, scale: int | None, max_classes: int | None = None
+) -> list[Image.Image]:
     same = initial.spec.classes == distilled.spec.classes and initial.classes == distilled.classes
-    grids = (
+    return [
         image_grid(initial, per_class=per_class, scale=scale, max_classes=max_classes),
         image_grid(distilled, per_class=per_class, scale=scale, max_classes=max_classes, names=not same),
-    )
+    ]
+
+
+def side_by_side(grids: Sequence[Image.Image], headings: Sequence[str]) -> Image.Image:
+    """Pictures in a row, each under its heading."""
     font, top, space = ImageFont.load_default(_LARGEST_FONT), _LARGEST_FONT + 6 * _GAP, 8 * _GAP
-    canvas = _canvas((sum(g.width for g in grids) + space, max(g.height for g in grids) + top), "white")
+    width, height = sum(g.width for g in grids) + space * (len(grids) - 1), max(g.height for g in grids) + top
+    canvas = _canvas((width, height), "white")
     draw = ImageDraw.Draw(canvas)
     left = 0
     for grid, heading in zip(grids, headings, strict=True):
@@ -104,13 +130,18 @@ def save_preview(
     per_class: int = 10,
     scale: int | None = None,
 ) -> Path:
-    """Write a PNG of the set, beside its start where that is given."""
-    grid = (
-        image_grid(distilled, per_class=per_class, scale=scale)
-        if initial is None
-        else before_after(initial, distilled, per_class=per_class, scale=scale)
-    )
-    write_atomically(Path(path), png(grid))
+    """Write a PNG of the set, beside its start where that is given.
+
+    Where samples are not stored as they are, both are shown: what is stored and what it decodes to.
+    """
+    grids = [image_grid(distilled, per_class=per_class, scale=scale)]
+    headings = ["decoded" if other_view(distilled) == "stored" else "stored"]
+    if initial is not None:
+        grids, headings = _pair(initial, distilled, per_class, scale), ["before", "after"]
+    if view := other_view(distilled):
+        grids.append(image_grid(distilled, per_class=per_class, scale=scale, view=view))
+        headings.append(view)
+    write_atomically(Path(path), png(side_by_side(grids, headings) if len(grids) > 1 else grids[0]))
     return Path(path)
 
 

@@ -49,6 +49,10 @@ class Parameterisation(ABC):
         Broadcasts to `stored_shape`; all classes share the groups.
         """
 
+    @abstractmethod
+    def pictures(self, stored: Tensor, spec: DatasetSpec) -> Tensor:
+        """Stored numbers as pictures `(K, N, C or 1, h, w)` on the pixel scale; those around 0 appear around gray."""
+
     def clamp(self, stored: Tensor, spec: DatasetSpec) -> Tensor:
         """`stored` within the range of its own; as it is where stored numbers have none."""
         return stored

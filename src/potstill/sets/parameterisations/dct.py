@@ -99,6 +99,22 @@ class DCT(Parameterisation):
         """Each coefficient: low frequencies are many times as large as high ones."""
         return torch.arange(self.numbers(spec))
 
+    def pictures(self, stored: Tensor, spec: DatasetSpec) -> Tensor:
+        """Coefficients at their positions, lowest frequency top left: luma, and at its right each chroma."""
+        gray, width = sum(spec.value_range) / 2, spec.shape[2]
+        parts = zip(
+            stored.split([self.luma, *[self.chroma] * (spec.shape[0] - 1)], dim=2),
+            [self.luma_positions, *[self.chroma_positions] * (spec.shape[0] - 1)],
+            strict=True,
+        )
+        planes = []
+        for numbers, positions in parts:
+            plane = stored.new_full((*stored.shape[:2], math.prod(spec.shape[1:])), gray)
+            plane[..., list(positions)] = numbers + gray
+            planes.append(plane.unflatten(2, (1, -1, width)))
+        side = 1 + max(max(p // width, p % width) for p in self.luma_positions + self.chroma_positions)
+        return torch.cat([plane[..., :side, :side] for plane in planes], dim=-1)
+
     def check(self, spec: DatasetSpec) -> None:
         channels, height, width = spec.shape
         most = max(self.luma, self.chroma, *(p + 1 for p in self.luma_positions + self.chroma_positions))

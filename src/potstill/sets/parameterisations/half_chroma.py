@@ -68,6 +68,15 @@ class HalfChroma(Parameterisation):
         sizes = torch.tensor([self.luma**2, self.chroma**2, self.chroma**2])
         return torch.arange(3).repeat_interleave(sizes)
 
+    def pictures(self, stored: Tensor, spec: DatasetSpec) -> Tensor:
+        """Luma, and at its right the two chroma tiles, one above the other."""
+        gray, side, half = sum(spec.value_range) / 2, self.luma, self.chroma
+        luma, chroma = stored.split([side**2, 2 * half**2], dim=2)
+        canvas = stored.new_full((*stored.shape[:2], 1, max(side, 2 * half), side + half), gray)
+        canvas[..., 0, :side, :side] = luma.unflatten(2, (side, side))
+        canvas[..., 0, : 2 * half, side:] = chroma.unflatten(2, (2 * half, half)) + gray
+        return canvas
+
     def clamp(self, stored: Tensor, spec: DatasetSpec) -> Tensor:
         low, high = spec.value_range
         reach = stored.new_tensor([size * (high - low) for size in CHROMA_REACH]).repeat_interleave(self.chroma**2)

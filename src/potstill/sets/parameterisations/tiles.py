@@ -68,6 +68,10 @@ class Tiles(Parameterisation):
         """A group for each channel."""
         return torch.arange(spec.shape[0])[:, None, None]
 
+    def pictures(self, stored: Tensor, spec: DatasetSpec) -> Tensor:
+        """The stored images."""
+        return stored
+
     def clamp(self, stored: Tensor, spec: DatasetSpec) -> Tensor:
         return stored.clamp(*spec.value_range)
 
