@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from data_factory import write_mnist
 
 import potstill
 from potstill.cli import main
@@ -643,8 +644,36 @@ def test_a_set_of_other_data_is_refused(finished: Path, tmp_path: Path, capsys: 
 
 def test_a_pt_file_needs_its_data_set_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"images": torch.rand(10, 1, 8, 8), "labels": torch.arange(10)}, tmp_path / "set.pt")
-    assert main(["evaluate", str(tmp_path / "set.pt"), "-q"]) == 2
-    assert "add --dataset NAME" in one_error_line(capsys)
+    for words in (["evaluate"], ["export", "--to", "folder"]):
+        assert main([*words, str(tmp_path / "set.pt"), "-q"]) == 2
+        assert "add --dataset NAME" in one_error_line(capsys)
+
+
+def test_a_pt_set_of_other_code_is_scored_and_exported_as_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """DC's CIFAR sets are normalised by constants in wide use: told so, the exported pixels are the original ones."""
+    write_mnist(tmp_path / "MNIST" / "raw")
+    monkeypatch.setenv("POTSTILL_DATA_DIR", str(tmp_path))
+    mean, std = torch.tensor([0.1307]), torch.tensor([0.3081])
+    pixels = torch.rand(10, 1, 28, 28)
+    torch.save([(pixels - mean) / std, torch.arange(10)], tmp_path / "set.pt")
+    told = [str(tmp_path / "set.pt"), "--dataset", "mnist", "--normalised", "true", "--normalisation", "common", "-q"]
+    assert main(["export", *told, "--to", "safetensors", "--out", str(tmp_path / "exact"), "--factor", "2"]) == 0
+    again = SyntheticSet.load(tmp_path / "exact.safetensors")
+    torch.testing.assert_close(again.images.flatten(0, 1), pixels)
+    assert (again.spec.mean, again.spec.std, again.factor) == ((0.1307,), (0.3081,), (2, 2))
+    scored = document(["evaluate", *told, "--nets", "1", "--epochs", "1"], capsys)
+    assert len(scored["scores"]) == 1
+
+
+def test_a_set_that_knows_better_is_not_told(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["evaluate"], ["export", "--to", "folder"]):
+        for told in (["--normalised", "true"], ["--normalisation", "common"], ["--factor", "4"]):
+            for place in (finished, RunStore(finished).distilled):
+                capsys.readouterr()
+                assert main([*words, str(place), *told, "-q"]) == 2
+                assert "leave" in one_error_line(capsys)
 
 
 # --- list

@@ -518,6 +518,23 @@ def test_pt_says_that_the_factor_is_lost(gray, colour, tmp_path, caplog):
     assert "give 2,2" in caplog.text
 
 
+def test_a_factor_that_was_not_given_is_said_to_be_taken_as_one(gray, tmp_path, caplog):
+    path = export(gray, tmp_path / "set.pt", "pt")
+    read_set(path, gray.spec, factor=(1, 1))
+    assert not caplog.text
+    assert read_set(path, gray.spec).factor == (1, 1)
+    assert "set.pt: does not hold its factor, 1 is taken: give --factor 2" in caplog.text
+
+
+def test_pt_data_says_by_which_constants_it_is_normalised(gray, tmp_path, caplog):
+    constants = f"mean {gray.spec.mean[0]:.4g} and std {gray.spec.std[0]:.4g} of toy"
+    path = export(gray, tmp_path / "res.pt", "pt-data")
+    assert f"{constants}; scripts of DC and DM normalise their test images by constants of their own" in caplog.text
+    caplog.clear()
+    read_pt(path, gray.spec)
+    assert constants in caplog.text and "try --normalisation common" in caplog.text
+
+
 def test_images_are_sorted_by_class_in_file_order(gray, tmp_path):
     images, labels = torch.rand(6, 1, 8, 8), torch.tensor([2, 0, 1, 0, 2, 1])
     again = read_pt(save_pt(tmp_path / "mixed.pt", (images, labels)), gray.spec)
@@ -555,9 +572,9 @@ def test_normalised_can_be_said_of_either_form(gray, tmp_path):
 def test_pixels_far_beyond_the_range_are_questioned(gray, tmp_path, caplog):
     path = save_pt(tmp_path / "pair.pt", [3 * torch.randn(3, 1, 8, 8), torch.arange(3)])
     read_pt(path, gray.spec)
-    assert "give normalised=True" in caplog.text
+    assert "give --normalised true (normalised=True)" in caplog.text
     caplog.clear()
-    read_pt(path, gray.spec, normalised=True)
+    read_pt(path, gray.spec, factor=(1, 1), normalised=True)
     assert not caplog.text
 
 
@@ -605,7 +622,7 @@ BLANK = torch.zeros(3, 1, 8, 8)
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (BLANK, r"one tensor of shape \(3, 1, 8, 8\)"),
+        (BLANK, r"one tensor \(float32 of shape \(3, 1, 8, 8\)\)"),
         ([BLANK, ONE_EACH, ONE_EACH], r"a list of 3 \(Tensor, Tensor, Tensor\)"),
         ([BLANK, [0, 1, 2]], r"a list of 2 \(Tensor, list\)"),
         ({"images": BLANK, "labels": ONE_EACH}, "a dictionary of 'images', 'labels'"),
@@ -622,23 +639,92 @@ def test_other_structures_are_named(gray, tmp_path, content, found):
 @pytest.mark.parametrize(
     ("images", "labels", "found"),
     [
-        (torch.zeros(3, 3, 8, 8), ONE_EACH, r"float32 images of shape \(3, 3, 8, 8\), expected floats \(N, 1, 8, 8\)"),
-        (torch.zeros(3, 1, 8), ONE_EACH, r"images of shape \(3, 1, 8\)"),
-        (BLANK.byte(), ONE_EACH, "uint8 images"),
-        (BLANK, torch.eye(3), r"float32 labels of shape \(3, 3\), expected an integer for each of 3"),
-        (BLANK, torch.arange(2), r"labels of shape \(2,\), expected an integer for each of 3"),
+        (torch.zeros(3, 3, 8, 8), ONE_EACH, r"images are float32 of shape \(3, 3, 8, 8\), expected .*\(N, 1, 8, 8\)"),
+        (torch.zeros(3, 1, 8), ONE_EACH, r"images are float32 of shape \(3, 1, 8\)"),
+        (torch.tensor(0.0), ONE_EACH, r"images are float32 of shape \(\)"),
+        (BLANK.byte(), ONE_EACH, "images are uint8"),
+        (BLANK, torch.eye(3), r"labels are float32 of shape \(3, 3\), expected an integer .* for each of 3"),
+        (BLANK, torch.arange(2), r"labels are int64 of shape \(2,\), expected an integer .* for each of 3"),
         (BLANK, torch.tensor([0, 1, 3]), "label 3 at position 2, expected 0 to 2 for toy"),
         (BLANK, torch.tensor([-1, 1, 2]), "label -1 at position 0"),
         (BLANK, torch.tensor([0, 1, 1]), "0 images of class 'c' but 2 of 'b'"),
         (torch.zeros(4, 1, 8, 8), torch.tensor([0, 1, 2, 2]), "1 images of class 'a' but 2 of 'c'"),
         (BLANK[:0], ONE_EACH[:0], "0 images of class 'a'"),
         (torch.stack([*BLANK[:2], BLANK[2] + float("nan")]), ONE_EACH, "image 2 has NaN"),
+        (BLANK.double() + 1e300, ONE_EACH, "image 0 has NaN or infinite"),  # in the 32 bits that are computed with
     ],
 )
 def test_sets_that_do_not_fit_are_data_errors(gray, tmp_path, images, labels, found):
     for content in ([images, labels], {"data": [[images, labels]]}):
         with pytest.raises(DataError, match=f"odd.pt: .*{found}"):
             read_pt(save_pt(tmp_path / "odd.pt", content), gray.spec)
+
+
+UNUSUAL = {
+    "sparse_coo": torch.Tensor.to_sparse,
+    "sparse_csr": lambda x: x.reshape(3, -1).to_sparse_csr(),
+    "without values (meta)": lambda x: x.to("meta"),
+    "nested": lambda x: torch.nested.nested_tensor(list(x)),
+    "nested ": lambda x: torch.nested.nested_tensor(list(x), layout=torch.jagged),
+    "uint64": lambda x: x.to(torch.uint64),
+    "float8_e4m3fn": lambda x: x.to(torch.float8_e4m3fn),
+    "float4_e2m1fn_x2": lambda x: x.to(torch.uint8).view(torch.float4_e2m1fn_x2),
+    "bits8": lambda x: x.to(torch.uint8).view(torch.bits8),
+    "complex64": lambda x: x.to(torch.complex64).conj(),
+    "quint8": lambda x: torch.quantize_per_tensor(x.float(), 0.1, 0, torch.quint8),
+    "bool": lambda x: x.bool(),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch announces most of these as unfinished
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_tensors_other_than_plain_arrays_are_named_in_one_line(gray, tmp_path, kind):
+    images, labels = UNUSUAL[kind](BLANK), UNUSUAL[kind](ONE_EACH.reshape(3, 1) if "nested" in kind else ONE_EACH)
+    for content, found in (
+        ([images, ONE_EACH], f"images are {kind.strip()}"),
+        ({"data": [[BLANK, labels]]}, f"labels are {kind.strip()}"),
+        (images, f"one tensor ({kind.strip()}"),
+    ):
+        with pytest.raises(DataError) as error:
+            read_pt(save_pt(tmp_path / "odd.pt", content), gray.spec)
+        assert found in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "remedy"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html>Virus scan warning</html>", "web page.*download it again"),
+        (b"weights", "not written by torch.save"),
+    ],
+)
+def test_no_advice_to_load_without_protection(gray, tmp_path, data, remedy):
+    (tmp_path / "bad.pt").write_bytes(data)
+    with pytest.raises(DataError, match=remedy) as error:
+        read_pt(tmp_path / "bad.pt", gray.spec)
+    assert "weights_only" not in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
+def test_a_file_cut_short_is_a_data_error(gray, tmp_path, share):
+    path = export(gray, tmp_path / "set.pt", "pt")
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(DataError, match="cut short: take another copy"):
+        read_pt(path, gray.spec)
+
+
+def test_a_folder_or_pipe_named_pt_is_a_data_error(gray, tmp_path):
+    (tmp_path / "folder.pt").mkdir()
+    os.mkfifo(tmp_path / "pipe.pt")
+    for name in ("folder.pt", "pipe.pt"):
+        with pytest.raises(DataError, match=f"{name}: not a file"):
+            read_pt(tmp_path / name, gray.spec)
+
+
+def test_long_keys_are_shortened(gray, tmp_path):
+    with pytest.raises(DataError) as error:
+        read_pt(save_pt(tmp_path / "odd.pt", {"x" * 100_000: BLANK}), gray.spec)
+    assert len(str(error.value)) < 400
 
 
 # One front door
@@ -673,6 +759,8 @@ def test_a_set_must_fit_the_data_set_and_factor_it_is_read_with(gray, toy_colour
         read_set(path, toy_colour.spec)
     with pytest.raises(UsageError, match="has factor 1,1, not 2,2"):
         read_set(path, factor=(2, 2))
+    with pytest.raises(UsageError, match="holds pixels, not normalised images"):
+        read_set(path, normalised=True)
 
 
 def test_what_holds_no_set_is_a_data_error(tmp_path):

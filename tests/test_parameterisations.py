@@ -368,11 +368,16 @@ def test_forms_of_images_hold_the_decoded_samples_and_say_so(
     text: str, toy_colour: LabelledDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     exact = distilled(text, toy_colour)
-    path = export(exact, tmp_path / "set.pt", "pt")
-    assert "the decoded samples of" in caplog.text
+    for form in ("folder", "huggingface", "pt-data", "pt"):
+        caplog.clear()
+        path = export(exact, tmp_path / form, form)
+        assert f"the form {form} holds images: the decoded samples of {exact.way.describe()} are written" in caplog.text
+    caplog.clear()
+    export(exact, tmp_path / "exact", "safetensors")
+    assert not caplog.text
     again = read_pt(path, toy_colour.spec)
     torch.testing.assert_close(again.images.flatten(0, 1), exact.decoded().images)
-    files = list(export(exact, tmp_path / "folder", "folder").rglob("*.png"))
+    files = list((tmp_path / "folder").rglob("*.png"))
     assert len(files) == len(exact)
 
 

@@ -17,8 +17,7 @@ def add_parser(verbs: Any) -> None:
     text = "train networks on a set and score them on real test data, last epoch"
     parser = shared.add_verb(verbs, "evaluate", run, text)
     parser.add_argument("set", type=Path, help="run folder, distilled.safetensors, or a .pt of another code base")
-    parser.add_argument("--dataset", metavar="NAME|PATH", help="the data set, where the set's file does not say")
-    parser.add_argument("--factor", type=shared.factor, metavar="F|R,C", help="factor of a .pt set")
+    shared.add_told(parser)
     parser.add_argument("--seed", type=int, help="of the evaluation networks")
     parser.add_argument("--out", type=Path, help="folder for the scores (default: the run folder)")
     bits: dict[str, Any] = {"dest": "stored_bits", "default": None}
@@ -38,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
         options.set,
         shared.layers_of(options),
         dataset=options.dataset,
-        factor=tuple(options.factor) if options.factor else None,
+        **shared.told_of(options),
         seed=options.seed,
         out=options.out,
         data_dir=options.data_dir,

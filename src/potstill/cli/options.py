@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UsageError
 from ..files import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -75,10 +76,30 @@ def add_keep_snapshots(parser: argparse.ArgumentParser, text: str) -> None:
     add_key(parser, "--keep-snapshots", "saving.keep", type=integers, metavar="N,N", help=text)
 
 
-def add_places(parser: argparse.ArgumentParser) -> None:
+def add_told(parser: argparse.ArgumentParser) -> None:
+    """What the user says of a set whose file does not say it: a `.pt` of another code base."""
+    parser.add_argument("--dataset", metavar="NAME|PATH", help="the data set, where the set's file does not say")
+    parser.add_argument("--factor", type=factor, metavar="F|R,C", help="factor of a .pt set")
+    text = "whether a .pt set holds normalised images (default: as scripts of its form do)"
+    parser.add_argument("--normalised", type=truth, metavar="true|false", help=text)
+    text = "constants that a .pt set and its test data are normalised by: measured, or common (DC, DSA and DM)"
+    add_key(parser, "--normalisation", "data.normalisation", choices=["measured", "common"], help=text)
+
+
+def told_of(options: argparse.Namespace) -> dict[str, Any]:
+    if _KEY + "data.normalisation" in options and options.set.suffix not in (".pt", ".pth"):
+        raise UsageError(f"--normalisation: {options.set} brings its own; leave it out, it is for .pt sets")
+    return {"factor": tuple(options.factor) if options.factor else None, "normalised": options.normalised}
+
+
+def add_data_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", type=Path, help="where data sets lie (default POTSTILL_DATA_DIR)")
-    parser.add_argument("--cache-dir", type=Path, help="where pools are cached (default POTSTILL_CACHE_DIR)")
     parser.add_argument("--download", action="store_true", help="fetch a missing data set (needs the extra 'hub')")
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    add_data_places(parser)
+    parser.add_argument("--cache-dir", type=Path, help="where pools are cached (default POTSTILL_CACHE_DIR)")
 
 
 def add_runtime(parser: argparse.ArgumentParser) -> None:

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..data import load_dataset
-from ..errors import UsageError
 from ..files import write_atomically
 from ..recipe import Recipe, resolve
 from ..sets.parameterisations import Factor
-from ..sets.read import read_set
+from ..sets.read import check_told, read_set
 from ..sets.synthetic import SyntheticSet
 from ..spec import LabelledDataset
 from .distil import read_run_recipe
@@ -52,6 +51,7 @@ def find_subject(
     *,
     dataset: str | None = None,
     factor: Factor | None = None,
+    normalised: bool | None = None,
     seed: int | None = None,
     out: Path | None = None,
     data_dir: Path | None = None,
@@ -62,11 +62,11 @@ def find_subject(
     Args:
         layers: recipe layers over the run's own, or over the defaults.
         dataset: where the set's file does not say which, or to score it on other data of the same kind.
-        factor: of a `.pt` file.
+        factor, normalised: of a `.pt` file, see `read_pt`; its normalisation is that of the data.
         seed: of the evaluation networks; the recipe's where None.
         out: where scores go; the run's folder, or a folder beside the file, where None.
     Raises:
-        UsageError: a set of unknown or other data.
+        UsageError: a set of unknown or other data, or told to be other than it is.
         DataError: no set there, or a damaged one.
     """
     named = {} if dataset is None else {"data.name": dataset}
@@ -75,14 +75,13 @@ def find_subject(
     if run.config.exists():
         recipe = resolve(read_run_recipe(run).to_dict(), named, *layers, scoring)
         synthetic, data = run.require_set(), load_data(recipe, data_dir=data_dir, download=download)
+        check_told(run.distilled, synthetic, factor, normalised)
         folder = run.root
     else:
-        if dataset is None and path.suffix == ".pt":
-            raise UsageError(f"{path}: a .pt set does not name its data set; add --dataset NAME (and --factor)")
-        found = read_set(path) if dataset is None else None
+        found = read_set(path, factor=factor, normalised=normalised) if dataset is None else None
         named = {"data.name": found.spec.name} if found else named
         recipe = resolve(named, *layers, scoring)
         data = load_data(recipe, data_dir=data_dir, download=download)
-        synthetic = found or read_set(path, data.spec, factor=factor)
+        synthetic = found or read_set(path, data.spec, factor=factor, normalised=normalised)
         folder = path if path.is_dir() else path.with_suffix(".scores")
     return Subject(synthetic, data, recipe, RunStore(out or folder))

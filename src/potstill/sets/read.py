@@ -22,9 +22,9 @@ def read_set(
     Args:
         spec: of the data set it stands for. A `.pt` file needs it; other sets bring theirs, which must fit it.
         factor: of a `.pt` file, (1, 1) where None; other sets bring theirs.
-        normalised: as in `read_pt`.
+        normalised: of a `.pt` file, as in `read_pt`; other sets are on the pixel scale.
     Raises:
-        UsageError: a `.pt` file without `spec`, or a factor that is not the set's own.
+        UsageError: a `.pt` file without `spec`, or what is said of a set that knows better.
         DataError: missing, damaged, of an unknown form, or of another shape or number of classes than `spec`.
     """
     path = Path(path).expanduser()
@@ -33,17 +33,24 @@ def read_set(
     file = _in_folder(path) if path.is_dir() else path
     if file.suffix in SUFFIXES:
         if spec is None:
-            raise UsageError(f"{file}: does not say which data set it stands for: name it with --dataset")
-        return read_pt(file, spec, factor=factor or (1, 1), normalised=normalised)
+            raise UsageError(f"{file}: does not say which data set it stands for: add --dataset NAME (and --factor)")
+        return read_pt(file, spec, factor=factor, normalised=normalised)
     if file.suffix != ".safetensors":
         raise DataError(f"{file}: not a distilled set, expected {_expected()}")
     synthetic = SyntheticSet.load(file)
     if spec is not None:
         _check_fit(file, synthetic.spec, spec)
+    check_told(file, synthetic, factor, normalised)
+    return synthetic
+
+
+def check_told(file: Path, synthetic: SyntheticSet, factor: Factor | None, normalised: bool | None) -> None:
+    """Raises UsageError where something else is said of a set than it says itself."""
+    if normalised:
+        raise UsageError(f"{file}: holds pixels, not normalised images: leave normalised out")
     if factor is not None and factor != synthetic.factor:
         own = "{},{}".format(*synthetic.factor) if synthetic.factor else f"none ({synthetic.way.describe()})"
         raise UsageError(f"{file}: has factor {own}, not {factor[0]},{factor[1]}: leave the factor out")
-    return synthetic
 
 
 def _expected() -> str:

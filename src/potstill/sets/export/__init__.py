@@ -12,7 +12,7 @@ from typing import Any
 from ...errors import UsageError
 from ..synthetic import SyntheticSet
 from . import exact, folder, huggingface, wav  # noqa: F401  (they enter themselves in the registry)
-from .base import EXPORTS
+from .base import EXPORTS, logger
 from .eight_bit import quantise
 from .pt import read_pt
 from .publish import publish
@@ -47,6 +47,9 @@ def export(
     form = EXPORTS[to]
     if synthetic.extras and to != "safetensors":
         raise UsageError(f"{to} cannot hold the set's {', '.join(synthetic.extras)}: export it to safetensors")
+    if synthetic.factor is None and to != "safetensors":
+        stored = synthetic.way.describe()
+        logger.warning("the form %s holds images: the decoded samples of %s are written", to, stored)
     destination = form.named(Path(destination).expanduser())
     publish(destination, form.content(synthetic, facts or {}), overwrite=overwrite)
     return destination

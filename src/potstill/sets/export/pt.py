@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import re
+import reprlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,15 +26,16 @@ from .base import EXPORTS, Form, logger
 
 SUFFIXES = (".pt", ".pth")
 FORMS = '[images, labels] (IDC, DSDM) or {"data": [[images, labels], ...]} (DC, DM)'
+IMAGE_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LABEL_TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def to_pt(synthetic: SyntheticSet, facts: Mapping[str, Any]) -> bytes:
     """`[images, labels]`: `(K * IPC, C, H, W)` stored images on the pixel scale and their labels, class by class.
 
-    What is not stored as images is decoded, and said.
+    What is not stored as images is decoded.
     """
     if synthetic.factor is None:
-        logger.warning("the form pt holds images: the decoded samples of %s are written", synthetic.way.describe())
         split = synthetic.decoded()
         return _saved([split.images.detach().cpu().clone(), split.labels])
     if synthetic.factor != (1, 1):
@@ -46,6 +49,10 @@ def to_pt(synthetic: SyntheticSet, facts: Mapping[str, Any]) -> bytes:
 def to_pt_data(synthetic: SyntheticSet, facts: Mapping[str, Any]) -> bytes:
     """`{"data": [[images, labels]], "accs_all_exps": {}}`: all decoded samples, normalised by the spec's statistics."""
     split, spec = synthetic.decoded(), synthetic.spec
+    logger.warning(
+        "pt-data: normalised by the mean %s and std %s of %s; scripts of DC and DM normalise their test images by "
+        "constants of their own: set those to these", _short(spec.mean), _short(spec.std), spec.name,
+    )  # fmt: skip
     images = normalise(split.images.detach().cpu(), torch.tensor(spec.mean), torch.tensor(spec.std))
     return _saved({"data": [[images, split.labels]], "accs_all_exps": {}})
 
@@ -64,7 +71,7 @@ def read_pt(
     path: str | Path,
     spec: DatasetSpec,
     *,
-    factor: Factor = (1, 1),
+    factor: Factor | None = None,
     normalised: bool | None = None,
     which: int = 0,
 ) -> SyntheticSet:
@@ -73,7 +80,7 @@ def read_pt(
     Args:
         spec: of the data set that the file stands for. Its mean and std undo a normalisation, so they must be those
             that the script used (`load_dataset(..., normalisation="common")` for the constants in wide use).
-        factor: of partition and expansion; no form holds it.
+        factor: of partition and expansion, which no form holds; (1, 1) where None.
         normalised: whether the file holds normalised images; where None, as scripts of its form do.
         which: the set to take where the file holds several.
     Raises:
@@ -84,13 +91,18 @@ def read_pt(
     form, images, labels = _pair(path, _load(path), which)
     _check(path, images, labels, spec)
     images = images.detach().float()[labels.argsort(stable=True)]
+    if factor is None and form == "pt":
+        logger.warning(
+            "%s: does not hold its factor, 1 is taken: give --factor 2 (factor=(2, 2)) if each image holds 2 x 2", path
+        )
     if normalised is None:
         normalised = form == "pt-data"
         _announce_scale(path, images, spec, normalised)
     if normalised:
         images = images * torch.tensor(spec.std)[:, None, None] + torch.tensor(spec.mean)[:, None, None]
     images = images.reshape(spec.num_classes, -1, *spec.shape).contiguous()
-    return SyntheticSet(images, spec, check_factor(factor, spec), provenance={"imported": path.name, "form": form})
+    provenance = {"imported": path.name, "form": form}
+    return SyntheticSet(images, spec, check_factor(factor or (1, 1), spec), provenance=provenance)
 
 
 class _Ignored:
@@ -110,15 +122,28 @@ _NUMPY_NUMBERS: list[Any] = [
 
 def _load(path: Path) -> Any:
     if not path.is_file():
-        raise DataError(f"{path}: no such file, expected {FORMS}")
+        raise DataError(f"{path}: not a file, expected {FORMS}")
     try:
-        with torch.serialization.safe_globals(_NUMPY_NUMBERS):
+        with torch.serialization.safe_globals(_NUMPY_NUMBERS), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
     except Exception as error:  # damaged files fail in many ways, refused ones as UnpicklingError
+        # Not torch's own words: they advise to load the file without protection.
         foreign = re.search(r"GLOBAL (\S+)", str(error))
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        found = f"asks for {foreign[1]}, which is refused" if foreign else f"cannot be read ({first_line})"
+        found = f"asks for {foreign[1]}, which is refused" if foreign else _unreadable(path)
         raise DataError(f"{path}: {found}; expected plain tensors, {FORMS}") from error
+
+
+def _unreadable(path: Path) -> str:
+    """What a file that torch cannot read most likely is, and what to do."""
+    with path.open("rb") as file:
+        start = file.read(100)
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer and not the file itself: fetch it with git lfs pull"
+    if start.lstrip().startswith(b"<"):
+        return "is a web page and not the file itself: download it again"
+    return "was not written by torch.save, or is damaged or cut short: take another copy"
 
 
 def _pair(path: Path, content: Any, which: int) -> tuple[str, Tensor, Tensor]:
@@ -144,22 +169,40 @@ def _is_pair(content: Any) -> bool:
 def _describe(content: Any) -> str:
     if isinstance(content, dict):
         data = f', with {_describe(content["data"])} as "data"' if "data" in content else ""
-        return f"a dictionary of {', '.join(map(repr, list(content)[:5])) or 'nothing'}{data}"
+        return f"a dictionary of {', '.join(map(reprlib.repr, list(content)[:5])) or 'nothing'}{data}"
     if isinstance(content, (list, tuple)):
         return f"a {type(content).__name__} of {len(content)} ({', '.join(type(x).__name__ for x in content[:3])})"
     if isinstance(content, Tensor):
-        return f"one tensor of shape {tuple(content.shape)}"
+        return f"one tensor ({_kind(content)})"
     return f"an object of type {type(content).__name__}"
+
+
+def _kind(tensor: Tensor) -> str:
+    """How a tensor keeps its numbers, safe for all that a file may hold."""
+    if tensor.is_nested:  # has no shape
+        return "nested"
+    kind = "without values (meta)" if tensor.is_meta else tensor.layout if tensor.layout != torch.strided else ""
+    return f"{kind} {tensor.dtype} of shape {tuple(tensor.shape)}".replace("torch.", "").strip()
+
+
+def _holds(tensor: Tensor, types: tuple[torch.dtype, ...]) -> bool:
+    """Whether a tensor is an ordinary array of one of these types: others refuse much of what arrays can do."""
+    ordinary = not tensor.is_nested and tensor.layout == torch.strided and not tensor.is_meta
+    return ordinary and tensor.dtype in types
 
 
 def _check(path: Path, images: Tensor, labels: Tensor, spec: DatasetSpec) -> None:
     """Every reason why these images and labels are not a balanced set for `spec`."""
-    if not images.is_floating_point() or images.shape[1:] != spec.shape:
-        found = f"{images.dtype} images of shape {tuple(images.shape)}".removeprefix("torch.")
-        raise DataError(f"{path}: {found}, expected floats (N, {', '.join(map(str, spec.shape))}) for {spec.name}")
-    if labels.is_floating_point() or labels.is_complex() or labels.shape != images.shape[:1]:
-        found = f"{labels.dtype} labels of shape {tuple(labels.shape)}".removeprefix("torch.")
-        raise DataError(f"{path}: {found}, expected an integer for each of {len(images)} images")
+    if not _holds(images, IMAGE_TYPES) or images.shape[1:] != spec.shape:
+        shape = ", ".join(map(str, spec.shape))
+        raise DataError(
+            f"{path}: images are {_kind(images)}, expected floats of 16, 32 or 64 bits (N, {shape}) for {spec.name}"
+        )
+    if not _holds(labels, LABEL_TYPES) or labels.shape != images.shape[:1]:
+        raise DataError(
+            f"{path}: labels are {_kind(labels)}, expected an integer (uint8, int8 to int64) "
+            f"for each of {len(images)} images"
+        )
     wrong = (labels < 0) | (labels >= spec.num_classes)
     if wrong.any():
         first = int(wrong.nonzero()[0])
@@ -172,7 +215,7 @@ def _check(path: Path, images: Tensor, labels: Tensor, spec: DatasetSpec) -> Non
             f"{path}: {int(counts[few])} images of class {spec.classes[few]!r} but {int(counts[many])} of "
             f"{spec.classes[many]!r}, expected the same number, at least 1, of every class of {spec.name}"
         )
-    finite = torch.isfinite(images).flatten(1).all(1)
+    finite = torch.isfinite(images.float()).flatten(1).all(1)
     if not finite.all():
         raise DataError(
             f"{path}: image {int((~finite).nonzero()[0])} has NaN or infinite pixels, expected finite values"
@@ -183,12 +226,14 @@ def _announce_scale(path: Path, images: Tensor, spec: DatasetSpec, normalised: b
     low, high = (float(value) for value in images.aminmax())
     if normalised:
         logger.warning(
-            "%s: taken as normalised images; the mean %s and std %s of %s undo it, which must be the script's",
+            "%s: taken as normalised images; the mean %s and std %s of %s undo it, which must be the script's: "
+            "scripts of DC and DM use constants of their own (try --normalisation common)",
             path, _short(spec.mean), _short(spec.std), spec.name,
         )  # fmt: skip
     elif low < spec.value_range[0] - 0.1 or high > spec.value_range[1] + 0.1:
         logger.warning(
-            "%s: taken as pixels, but they reach from %g to %g, beyond %g to %g: give normalised=True if they are not",
+            "%s: taken as pixels, but they reach from %g to %g, beyond %g to %g: give --normalised true "
+            "(normalised=True) if they are not",
             path, low, high, *spec.value_range,
         )  # fmt: skip
 
