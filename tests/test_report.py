@@ -37,11 +37,13 @@ from potstill.report import (
     save_preview,
     terminal_table,
     to_csv,
+    to_latex,
     to_markdown,
     write_report,
 )
 from potstill.report.cost import CostPoint
 from potstill.report.curves import smooth, smoothing_window
+from potstill.report.words import describe_protocol
 from potstill.sets.synthetic import SyntheticSet
 from potstill.spec import DatasetSpec
 
@@ -112,6 +114,8 @@ def make_run(tmp_path: Path) -> MakeRun:
         times: dict[str, Any] | None = None,
         failure: str = "",
         kept: dict[int, Sequence[float]] | None = None,
+        bytes_stored: int | None = None,
+        cell: dict[str, Any] | None = None,
         **recipe: Any,
     ) -> Path:
         folder = tmp_path / "runs" / name
@@ -134,6 +138,8 @@ def make_run(tmp_path: Path) -> MakeRun:
             (folder / "times.json").write_text(json.dumps(times))
         if failure:
             (folder / "failure.json").write_text(json.dumps({"schema_version": 1, "reason": failure}))
+        if cell:
+            (folder / "cell.json").write_text(json.dumps(cell))
         if metrics:
             (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
         for file, content in (("distilled", distilled), ("initial", initial)):
@@ -160,6 +166,7 @@ def make_run(tmp_path: Path) -> MakeRun:
                 "seconds": 3.0,
                 "recipe_hash": f"recipe-{method}-{seed}",
                 "set_hash": set_hash or f"set-{name}",
+                "bytes_stored": bytes_stored,
                 "device": "a processor",
                 "commit": "0123abc",
             }
@@ -387,6 +394,55 @@ def test_every_format_has_the_peak_memory(collection: Path):
     assert peaks == ["", "", "1800.0"]
     assert [record["peak_memory_mb"] for record in rows_to_json(records)] == [None, None, 1800]
     assert "1,800" in parse(render_report(records)).text
+
+
+def test_every_format_has_the_bytes_where_scores_have_them(collection: Path, make_run: MakeRun):
+    assert "bytes stored" not in to_markdown(collect(collection))
+    make_run("narrow", "dm", accuracies=(0.6,), distilled=make_set(), bytes_stored=98_304)
+    records = collect(collection)
+    for text in (to_markdown(records), to_latex(records), parse(render_report(records)).text):
+        assert "bytes stored" in text and "98,304" in text
+    (row,) = [record for record in csv.DictReader(io.StringIO(to_csv(records))) if record["method"] == "dm"]
+    assert row["bytes_stored"] == "98304"
+    assert [record["bytes_stored"] for record in rows_to_json(records)].count(98_304) == 1
+
+
+def test_a_study_is_shown_by_its_cells_beside_the_papers_values(make_run: MakeRun):
+    """Against a hold-out no difference is taken: the paper's value is on the test split."""
+    for name, cell, accuracy in (
+        ("a", {"label": "whole loss", "paper": 66.5}, 0.67),
+        ("b", {"label": "no history", "paper": 65.0}, 0.6425),
+        ("c", {"label": "on a hold-out", "paper": 65.0, "holdout": 30}, 0.6),
+    ):
+        folder = make_run(name, accuracies=(accuracy,), distilled=make_set(), cell=cell)
+    records = collect(folder.parent)
+    text = to_markdown(records)
+    assert "| cell | method | accuracy, % | paper, % | over paper, points | scored on |" in text
+    assert "| whole loss | dsdm | 67.00 (1 x 1) | 66.5 | +0.50 | – |" in text
+    assert "| no history | dsdm | 64.25 (1 x 1) | 65 | -0.75 | – |" in text
+    assert "| on a hold-out | dsdm | 60.00 (1 x 1) | 65 | – | 30 held-out training images |" in text
+    assert "over paper, points" in to_latex(records)
+    differences = [record["over_paper"] for record in rows_to_json(records)]
+    assert differences == [pytest.approx(0.005), pytest.approx(-0.0075), None]
+    assert [row["over_paper"] != "" for row in csv.DictReader(io.StringIO(to_csv(records)))] == [True, True, False]
+    page = " ".join(parse(render_report(records)).text.split())
+    assert "whole loss: 67.00 % of the test images right, 0.50 points above the 66.5 % of the paper." in page
+    assert "no history: 64.25 % of the test images right, 0.75 points below the 65 % of the paper." in page
+    assert "on a hold-out: 60.00 % of the held-out images right." in page
+    assert "whole loss: 2 stored images per class" in page
+
+
+def test_sound_is_told_in_samples(make_run: MakeRun):
+    plain = make_set()
+    sound = replace(plain, spec=replace(plain.spec, modality="sound"))
+    folder = make_run("d", accuracies=(0.8,), distilled=sound, cell={"label": "d", "holdout": 30})
+    add_full_data(folder.parent, (0.9,))
+    records = collect(folder.parent)
+    assert [row.modality for row in make_rows(records)] == ["sound", "sound"]
+    assert "30 held-out training samples" in to_markdown(records)
+    page = " ".join(parse(render_report(records)).text.split())
+    assert "dsdm on toy, 2 samples per class" in page and "2 stored samples per class" in page
+    assert "% of the held-out samples right" in page and "% of the test samples right" in page
 
 
 def test_every_format_has_the_share_of_the_full_data(collection: Path):
@@ -766,6 +822,14 @@ def test_the_pool_is_named_where_it_was_used(make_run: MakeRun, method: str, tol
     """DM draws networks of its own, though its recipe has a pool section as all have."""
     page = render_report([read_run(make_run("a", method, accuracies=[0.5]))])
     assert ("pre-trained networks" in page) is told
+
+
+def test_a_protocol_that_starts_a_new_optimiser_says_so():
+    assert describe_protocol("dc", 1001) == (
+        "Protocol dc: 1,001 epochs, batches of 256, SGD at rate 0.01, momentum 0.9, weight decay 0.0005, "
+        "rate times 0.1 at 50% of the epochs by a new optimiser, augmentation color, crop, cutout, flip, scale, rotate "
+        "(mirroring only where the label keeps), one of them per batch, no CutMix."
+    )
 
 
 def test_the_page_needs_nothing_from_elsewhere(collection: Path):

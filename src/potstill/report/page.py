@@ -134,9 +134,9 @@ def typeset(text: str) -> str:
 
 
 def _label(record: RunRecord, shown: Sequence[RunRecord]) -> str:
-    """The method's name, with the folder's where several runs share it."""
-    shared = sum(other.method == record.method for other in shown) > 1
-    return f"{record.method} ({record.name})" if shared else record.method
+    """The cell's or method's name, with the folder's where several runs share it."""
+    shared = sum(other.label == record.label for other in shown) > 1
+    return f"{record.label} ({record.name})" if shared else record.label
 
 
 def _pictures(record: RunRecord, label: str) -> list[Picture]:

@@ -101,6 +101,12 @@ class RunRecord:
         return rows, columns
 
     @property
+    def modality(self) -> str:
+        """The kind of data, "image" or "sound"; images before there is a set."""
+        shown = self.distilled or self.initial
+        return shown.spec.modality if shown else "image"
+
+    @property
     def numbers_stored(self) -> int | None:
         return self.distilled.numbers_stored if self.distilled else None
 

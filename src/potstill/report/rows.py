@@ -32,7 +32,7 @@ class Row:
         std_sets: of the sets' means; None for one set.
         std_nets: over networks within a set, pooled; None where no set has two.
         nets_per_set: networks that each set was scored by.
-        numbers_stored: per set.
+        numbers_stored, bytes_stored: per set; bytes as the scores have them, None in those of older versions.
         pool_seconds: the longest of the runs (later ones found the pool made); distill_seconds: mean over runs.
         peak_memory_mb: of the process while distilling, the most over runs.
         gain: `mean` less the better Random row's, a share; None for Random itself and where there is no such row.
@@ -44,7 +44,8 @@ class Row:
         failure: why runs failed, "" where none did; both with the seed in front where the row is of several runs.
         runs: names of the folders.
         label: the cell of a study, the method's name elsewhere; paper: what was published for it, in percent.
-        holdout: training images that were held out and scored on, in place of the test split; 0 for that.
+        holdout: training samples that were held out and scored on, in place of the test split; 0 for that.
+        modality: of the data, "image" or "sound".
     """
 
     method: str
@@ -61,6 +62,7 @@ class Row:
     std_nets: float | None = None
     nets_per_set: tuple[int, ...] = (0,)
     numbers_stored: int | None = None
+    bytes_stored: int | None = None
     pool_seconds: float | None = None
     distill_seconds: float | None = None
     peak_memory_mb: float | None = None
@@ -79,6 +81,17 @@ class Row:
     paper: float | None = None
     holdout: int = 0
     stored_as: str = ""
+    modality: str = "image"
+
+    @property
+    def name(self) -> str:
+        """What readers know the row by: its cell in a study, else its method."""
+        return self.label or self.method
+
+    @property
+    def over_paper(self) -> float | None:
+        """`mean` less what was published, a share; None where nothing was, or where a hold-out was scored on."""
+        return None if self.paper is None or self.mean is None or self.holdout else self.mean - self.paper / 100
 
     @property
     def n_sets(self) -> int:
@@ -101,7 +114,8 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         record = asdict(self)
-        return {**record, "n_sets": self.n_sets, "n_nets": self.n_nets, "selection": "last epoch"}
+        counted = {"n_sets": self.n_sets, "n_nets": self.n_nets, "over_paper": self.over_paper}
+        return {**record, **counted, "selection": "last epoch"}
 
 
 def group_runs(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
@@ -222,27 +236,29 @@ def _measured(row: Row, scores: Scores) -> Row:
         std_sets=scores.std_sets,
         std_nets=scores.std_nets,
         nets_per_set=scores.nets_per_set,
+        bytes_stored=first.bytes_stored,
     )
 
 
 def _rows_of_full_data(records: Sequence[RunRecord]) -> list[Row]:
     """A row for each number of epochs (network, protocol) of the data sets that the runs are of."""
-    names = {record.fingerprint: record.dataset for record in records if record.fingerprint}
+    known = {record.fingerprint: record for record in records if record.fingerprint}
     failure = joined(record.full_data.failure for record in records)
     measured: dict[tuple[Any, ...], dict[int, Score]] = {}
     for score in (score for record in records for score in record.full_data.scores):
-        if score.set_hash in names:
+        if score.set_hash in known:
             measured.setdefault((score.set_hash, *score.terms), {})[score.seed] = score
     plain = Row(FULL_DATA_ROW, records[0].dataset, records[0].fingerprint, None, None, failure=failure)
     if not measured:
         return [plain] if failure else []
-    return [_full_data_row(plain, names, Scores(tuple(nets.values()))) for nets in measured.values()]
+    return [_full_data_row(plain, known, Scores(tuple(nets.values()))) for nets in measured.values()]
 
 
-def _full_data_row(plain: Row, names: dict[str, str], scores: Scores) -> Row:
+def _full_data_row(plain: Row, known: dict[str, RunRecord], scores: Scores) -> Row:
     first = scores.scores[0]
+    record = known[first.set_hash]
     facts = {"fingerprint": first.set_hash, "numbers_stored": first.numbers_stored, "runs": (FULL_DATA,)}
-    return replace(_measured(plain, scores), dataset=names[first.set_hash], **facts)
+    return replace(_measured(plain, scores), dataset=record.dataset, modality=record.modality, **facts)
 
 
 def _row_of_runs(runs: Sequence[RunRecord]) -> Row:
@@ -269,6 +285,7 @@ def _row_of_runs(runs: Sequence[RunRecord]) -> Row:
         label=first.label,
         paper=first.cell.get("paper"),
         holdout=int(first.cell.get("holdout") or 0),
+        modality=first.modality,
     )
 
 

@@ -73,6 +73,15 @@ def accuracy_text(row: Row) -> str:
     return f"{percent_text(row.mean, row.std)} ({row.n})"
 
 
+def noun(item: Row | RunRecord) -> str:
+    """What the data set is of."""
+    return "images" if item.modality == "image" else "samples"
+
+
+def _scored_on(row: Row) -> str:
+    return f"{row.holdout:,} held-out training {noun(row)}" if row.holdout else ""
+
+
 def _percent(value: float | None, sign: str = "") -> str:
     return "" if value is None else f"{100 * value:{sign}.2f}"
 
@@ -87,11 +96,12 @@ def _note(row: Row) -> str:
 
 
 COLUMNS = (
-    Column("cell", lambda row: row.label if row.label != row.method else "", sparse=True),
+    Column("cell", lambda row: row.name if row.name != row.method else "", sparse=True),
     Column("method", lambda row: row.method),
     Column("accuracy, %", accuracy_text, number=True),
     Column("paper, %", lambda row: "" if row.paper is None else f"{row.paper:g}", number=True, sparse=True),
-    Column("scored on", lambda row: f"{row.holdout:,} held-out training images" if row.holdout else "", sparse=True),
+    Column("over paper, points", lambda row: _percent(row.over_paper, "+"), number=True, sparse=True),
+    Column("scored on", _scored_on, sparse=True),
     Column("gain, points", lambda row: _percent(row.gain, "+"), number=True),
     Column("share of full data, %", lambda row: _percent(row.share), number=True, sparse=True),
     Column("std over sets", lambda row: _percent(row.std_sets), number=True, sparse=True),
@@ -103,6 +113,7 @@ COLUMNS = (
     Column("protocol", lambda row: row.protocol or "", shared=True),
     Column("epochs", lambda row: str(row.epochs or ""), shared=True, number=True),
     Column("numbers stored", lambda row: f"{row.numbers_stored:,}" if row.numbers_stored else "", number=True),
+    Column("bytes stored", lambda row: f"{row.bytes_stored:,}" if row.bytes_stored else "", number=True, sparse=True),
     Column("pool, s", lambda row: _seconds(row.pool_seconds), number=True),
     Column("distil, s", lambda row: _seconds(row.distill_seconds), number=True),
     Column("peak memory, MB", lambda row: f"{row.peak_memory_mb:,.0f}" if row.peak_memory_mb else "", number=True),

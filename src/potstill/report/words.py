@@ -9,6 +9,7 @@ from ..learning.fit import Schedule
 from ..methods import METHODS
 from .read import RunRecord
 from .rows import RANDOM_METHODS, Row, better_random
+from .tables import noun
 
 
 def describe_title(records: Sequence[RunRecord]) -> str:
@@ -16,7 +17,8 @@ def describe_title(records: Sequence[RunRecord]) -> str:
     methods, datasets = _unique(r.method for r in records), _unique(r.dataset for r in records)
     ipcs = _unique(str(r.ipc) for r in records)
     who = methods[0] if len(methods) == 1 else f"{len(methods)} methods"
-    return f"{who} on {_listed(datasets)}, {_listed(ipcs)} image{'s' if ipcs != ['1'] else ''} per class"
+    what = noun(records[0]) if ipcs != ["1"] else noun(records[0]).removesuffix("s")
+    return f"{who} on {_listed(datasets)}, {_listed(ipcs)} {what} per class"
 
 
 def describe_results(rows: Sequence[Row]) -> list[str]:
@@ -25,7 +27,8 @@ def describe_results(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         if row.mean is None or (row.method in RANDOM_METHODS and len(rows) > 1):
             continue
-        line = f"{row.method}{_place(row, rows)}: {100 * row.mean:.2f} % of the test images right"
+        split = "held-out" if row.holdout else "test"
+        line = f"{row.name}{_place(row, rows)}: {100 * row.mean:.2f} % of the {split} {noun(row)} right"
         rival = better_random(row, rows)
         if rival is not None and rival.mean is not None and row.gain is not None:
             side = "above" if row.gain >= 0 else "below"
@@ -33,6 +36,9 @@ def describe_results(rows: Sequence[Row]) -> list[str]:
                 f", {abs(100 * row.gain):.2f} points {side} the better Random row "
                 f"({rival.method}, {100 * rival.mean:.2f} %)"
             )
+        if row.over_paper is not None:
+            side = "above" if row.over_paper >= 0 else "below"
+            line += f", {abs(100 * row.over_paper):.2f} points {side} the {row.paper:g} % of the paper"
         if row.share is not None:
             line += f", {100 * row.share:.1f} % of what the full data give"
         lines.append(f"{line}.")
@@ -47,7 +53,7 @@ def describe_runs(group: Sequence[RunRecord]) -> str:
         rows, columns = record.factor
         tiles = f", each a mosaic of {rows} x {columns} smaller ones" if (rows, columns) != (1, 1) else ""
     what = str(record.environment.get("method_about", "")).rstrip(".")
-    text = f"{record.method}{f' ({what})' if what else ''}: {record.ipc} stored images per class{tiles}"
+    text = f"{record.label}{f' ({what})' if what else ''}: {record.ipc} stored {noun(record)} per class{tiles}"
     if record.numbers_stored:
         text += f", {record.numbers_stored:,} numbers in all"
     if record.steps_planned:
@@ -111,7 +117,7 @@ def _optimizer(schedule: Schedule) -> str:
 
 def _decay(schedule: Schedule) -> str:
     if schedule.decay == "steps":
-        restart = ", each with a new optimiser" if schedule.decay_restarts else ""
+        restart = " by a new optimiser" if schedule.decay_restarts else ""
         moments = _listed([f"{share:.0%}" for share in schedule.decay_at])
         return f"rate times {schedule.decay_factor:g} at {moments} of the epochs{restart}"
     return {"none": "constant rate", "one_cycle": "rate up, then down in one cycle"}[schedule.decay]
@@ -125,8 +131,8 @@ def _augmentation(schedule: Schedule) -> str:
 
 
 def _place(row: Row, rows: Sequence[Row]) -> str:
-    """What tells this row from others of its method, in brackets."""
-    rivals = [other for other in rows if other.method == row.method and other.mean is not None]
+    """What tells this row from others of its name, in brackets."""
+    rivals = [other for other in rows if other.name == row.name and other.mean is not None]
     facts = [
         (row.dataset, "dataset"),
         (f"IPC {row.ipc}", "ipc"),

@@ -131,7 +131,9 @@ def evaluate_full_data(
 ) -> Scores:
     """Score the whole training split as if it were a set: the same networks and protocol, `epochs` epochs."""
     recipe = replace(recipe, evaluation=replace(recipe.evaluation, epochs=epochs))
-    facts = {"set_hash": data.spec.fingerprint, "numbers_stored": data.train.images.numel()}
+    images = data.train.images
+    stored = {"numbers_stored": images.numel(), "bytes_stored": images.nbytes}
+    facts = {"set_hash": data.spec.fingerprint, **stored}
     return _evaluate("full data", _job(data.train, data.spec, data.test, recipe, facts), folder.scores, reporter)
 
 
