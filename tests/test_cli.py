@@ -6,10 +6,12 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -318,6 +320,35 @@ def test_a_full_disk_under_stdout_is_one_line_and_exit_1() -> None:
         1,
         "potstill: No space left on device; check the disk and its permissions\n",
     )
+
+
+def fail(error: Exception) -> Any:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("work", "asked"),
+    [
+        (lambda: torch.empty(10**15), "4000000000000000 bytes"),
+        (lambda: np.ones(10**15, np.uint8), "909. TiB"),
+        (lambda: fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.\nGPU 0")), "2.50 GiB"),
+        (lambda: fail(MemoryError()), None),
+        (lambda: fail(OSError(12, "Cannot allocate memory")), None),
+    ],
+)
+def test_a_lack_of_memory_is_one_line_that_says_what_to_make_smaller(
+    work: Callable[[], Any], asked: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("potstill.cli.list.run", lambda options: work())
+    assert main(["list", "methods"]) == 1
+    when = f" when {asked} more were asked for" if asked else ""
+    assert re.match(f"potstill: out of memory{when}: ask for less .*--ipc", one_error_line(capsys))
+
+
+def test_other_failures_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("potstill.cli.list.run", lambda options: fail(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["list", "methods"])
 
 
 def test_a_terminal_that_is_not_utf_8_gets_its_table(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,10 @@
 Every message names the value found, what would be valid and the remedy, in one line.
 """
 
+from __future__ import annotations
+
+import re
+
 
 class PotstillError(Exception):
     """Base of all errors meant for the user; `exit_code` is what the command line returns."""
@@ -47,10 +51,29 @@ class Interrupted(PotstillError):
     exit_code = 130
 
 
+#: How Python, numpy, torch's allocators and the system say that memory ran out, and what was asked for.
+_NO_MEMORY = re.compile(r"(out of|not enough) memory|(can't|cannot|unable to) allocate", re.IGNORECASE)
+_ASKED = re.compile(r"(?:tried to|unable to) allocate ([\d.]+ ?\w+)", re.IGNORECASE)
+
+
+def out_of_memory(error: Exception) -> RunError | None:
+    """What to tell the user where `error` means that memory ran out, None where it means something else."""
+    text = str(error)
+    said = isinstance(error, (RuntimeError, OSError)) and _NO_MEMORY.search(text)
+    if not said and not isinstance(error, MemoryError):
+        return None
+    asked = _ASKED.search(text)
+    return RunError(
+        f"out of memory{f' when {asked[1]} more were asked for' if asked else ''}: ask for less (a smaller --ipc, "
+        "--method.real_batch, data set or network, --at-once 1), or free some memory, and try again"
+    )
+
+
 def reason(error: Exception) -> str:
     """One line on what went wrong: our own message, or the kind and message of an error we did not foresee."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, PotstillError) else f"{type(error).__name__}: {text}"
+    known = error if isinstance(error, PotstillError) else out_of_memory(error)
+    text = " ".join(str(known or error).split())
+    return text if known else f"{type(error).__name__}: {text}"
 
 
 def printable(text: str) -> str:

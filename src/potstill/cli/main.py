@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from .. import _version
-from ..errors import Interrupted, PotstillError, UsageError, printable
+from ..errors import Interrupted, PotstillError, RunError, UsageError, out_of_memory, printable
 from ..run.signals import interruptible
 from . import compare, distill, evaluate, export, list, pretrain, report
 from .options import EXIT_CODES
@@ -43,11 +43,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_stdout()
         return 1
-    except OSError as error:
+    except (OSError, MemoryError, RuntimeError) as error:
+        if not (known := out_of_memory(error) or _disk_failure(error)):
+            raise
         _drop_stdout()
-        place = f"{error.filename}: " if error.filename else ""
-        return _failed(printable(f"{place}{error.strerror or error}; check the disk and its permissions"), 1)
+        return _failed(printable(str(known)), known.exit_code)
     return 0
+
+
+def _disk_failure(error: Exception) -> RunError | None:
+    if not isinstance(error, OSError):
+        return None
+    place = f"{error.filename}: " if error.filename else ""
+    return RunError(f"{place}{error.strerror or error}; check the disk and its permissions")
 
 
 def _failed(message: str, exit_code: int) -> int:

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, TypeVar
 
-from ...errors import PotstillError, RunError, reason
+from ...errors import PotstillError, RunError, out_of_memory, reason
 from ...machine.runtime import Runtime
 
 #: Processes start some ten seconds later and, on the processor where least was gained, save 5 to 8 % of the time
@@ -153,6 +153,7 @@ def _serve(connection: Connection) -> None:
         except PotstillError as error:
             told = "failed", error
         except Exception as error:
-            traceback.print_exc()
+            if out_of_memory(error) is None:
+                traceback.print_exc()
             told = "failed", RunError(reason(error))
         connection.send(told)
