@@ -73,7 +73,7 @@ def test_precedence_is_defaults_then_fidelity_then_file_then_keys() -> None:
     file = {"fidelity": "paper", "method": {"learning_rate": 0.5, "clamp": "before"}}
     recipe = resolve(file, {"method.clamp": "after"})
     assert recipe.method.steps == 3000  # the default
-    assert recipe.method.augment == "none"  # the fidelity
+    assert recipe.method.momentum == 0.5  # the fidelity
     assert recipe.method.learning_rate == 0.5  # the file, over the fidelity's 0.1
     assert recipe.method.clamp == "after"  # the key, over file and fidelity
 
@@ -92,7 +92,7 @@ def test_a_part_of_methods_serves_its_method_alone_and_goes_over_what_all_share(
 @pytest.mark.parametrize(
     ("parts", "complaint"),
     [
-        ({"dm2": {}}, "unknown method 'dm2': known are dm, dsdm"),
+        ({"dm2": {}}, "unknown method 'dm2': known are dc, dm, dsa, dsdm"),
         ({"dsdm": 3}, "recipe key 'methods.dsdm': expected a section of keys, found 3"),
         (3, "recipe key 'methods': expected a section of keys, found 3"),
     ],

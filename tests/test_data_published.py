@@ -341,7 +341,7 @@ def test_download_reads_the_hub_and_says_so(tmp_path, monkeypatch, caplog):
         datasets, "load_dataset", lambda *names, **options: asked.append((names, options)) or hub_copy()
     )
     data = load_dataset("mnist", data_dir=tmp_path, download=True)
-    assert asked == [(("ylecun/mnist",), {"revision": "main"})]
+    assert asked == [(("ylecun/mnist", None), {"revision": "main"})]
     assert "18 MB from huggingface.co/datasets/ylecun/mnist" in caplog.text
     assert data.spec.name == "mnist" and data.spec.mirror is False and data.spec.licence == "CC BY-SA 3.0"
     assert (data.train.images[3, 0].numpy() == np.asarray(picture((28, 28), "L", seed=3))).all()

@@ -37,7 +37,8 @@ class DCConfig:
         steps: image steps in all; the published 1000 networks take 1000 x `outer` of them.
         outer: image steps per network; 0 for the published number, see `loops`.
         inner: epochs that the network trains on the synthetic set between two image steps; 0 for the published number.
-        learning_rate, momentum: of the image step, on NORMALISED pixels.
+        learning_rate: of the image step, on NORMALISED pixels.
+        momentum: of the image step.
         real_batch: real images per class and step.
         augment: DSA string; one of its operations is drawn for each class and step, for real and synthetic alike, and
             for each batch that the network trains on.
