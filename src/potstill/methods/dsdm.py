@@ -207,14 +207,15 @@ class DSDM(Method[DSDMState]):
     ) -> Terms:
         c, zero = self.config, synthetic.new_zeros(())
         prototype = covariance = remembered = calibration = zero
+        # The history first: the order of the terms is the order in which their gradients are summed, to the last bit.
+        if c.history_weight and step >= c.history_start:
+            remembered = history.term(self._slot(member), synthetic, first=c.history_first, divide=c.history_divide)
         if c.prototype_weight:
             prototype = c.prototype_weight * match_prototypes(real.features, synthetic)
         if c.covariance_weight:
             distance = match_covariances(real.features, synthetic, ddof=c.covariance_ddof, known=real.known)
             covariance = c.covariance_weight * distance
-        if c.history_weight and step >= c.history_start:
-            term = history.term(self._slot(member), synthetic, first=c.history_first, divide=c.history_divide)
-            remembered = c.history_weight * term
+        remembered = c.history_weight * remembered
         if c.calibration_weight:
             labels = torch.tensor(problem.classes, device=synthetic.device)
             logits = problem.extractor.classify(problem.require_pool(self.name).members[member], synthetic)
