@@ -52,7 +52,7 @@ def test_compiled_code_is_kept_between_processes_and_mended_after_a_kill(tmp_pat
     library.write_bytes(library.read_bytes()[:100])
     answer, said = compile_once()
     assert answer[0] == "6.0"
-    assert f"{library}: left half written by a run that was stopped; compiling it again" in said
+    assert f"{folder}: 1 files left half written by a run that was stopped; compiling them again" in said
     assert library.stat().st_size > 1000
 
 
