@@ -14,7 +14,7 @@ from PIL import Image
 from potstill.data import load_dataset
 from potstill.files import write_atomically
 from potstill.sets.export.pictures import VIEWS, image_grid, png, side_by_side
-from potstill.sets.parameterisations import parse_fitted
+from potstill.sets.parameterisations import parse
 from potstill.sets.synthetic import SyntheticSet, initial_images
 from potstill.spec import LabelledDataset
 
@@ -43,7 +43,7 @@ def main() -> None:
 
 def encoded(data: LabelledDataset, way: str) -> SyntheticSet:
     """Real images of each class, stored that way within the budget of one."""
-    parameterisation = parse_fitted(way, data.train, data.spec)
+    parameterisation = parse(way).for_data(data.train, data.spec)
     images = initial_images(data.train, data.spec, ipc=1, parameterisation=parameterisation)
     return SyntheticSet(images, data.spec, parameterisation, ipc=1)
 

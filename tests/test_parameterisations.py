@@ -18,7 +18,7 @@ from potstill.learning.pool import untrained
 from potstill.methods import Problem
 from potstill.methods.dsdm_plus import DSDMPlus, DSDMPlusConfig
 from potstill.sets.export import export, read_pt
-from potstill.sets.parameterisations import PARAMETERISATIONS, Parameterisation, Tiles, parse, parse_fitted
+from potstill.sets.parameterisations import PARAMETERISATIONS, Parameterisation, Tiles, parse
 from potstill.sets.parameterisations.dct import DCT
 from potstill.sets.parameterisations.half_chroma import HalfChroma
 from potstill.sets.read import read_set
@@ -61,7 +61,7 @@ def waves(shape: tuple[int, ...], count: int = 96, low: float = 0.2, high: float
 
 def fitted(text: str, spec: DatasetSpec) -> Parameterisation:
     samples = waves(spec.shape).float()
-    return parse_fitted(text, Split(samples, torch.arange(len(samples)) % 2), spec)
+    return parse(text).for_data(Split(samples, torch.arange(len(samples)) % 2), spec)
 
 
 def test_every_registered_way_is_tried_here() -> None:
@@ -192,7 +192,7 @@ def test_what_data_cannot_be_stored_so_is_refused_in_a_line() -> None:
 
 
 def test_a_budget_without_room_for_one_sample_is_refused(toy_colour: LabelledDataset) -> None:
-    way = parse_fitted("dct:luma=256,chroma=256", toy_colour.train, toy_colour.spec)
+    way = parse("dct:luma=256,chroma=256").for_data(toy_colour.train, toy_colour.spec)
     with pytest.raises(UsageError, match=r"ipc=1: no sample stored as dct 256 .* raise ipc or store less"):
         initial_images(toy_colour.train, toy_colour.spec, ipc=1, parameterisation=way)
 
@@ -202,7 +202,7 @@ SMALL = ["tiles:rows=2,columns=2", "half_chroma:luma=8", "dct:luma=24,chroma=6"]
 
 def problem_of(text: str, data: LabelledDataset, **changes) -> Problem:
     pool = untrained(data.spec, members=2)
-    way = parse_fitted(text, data.train, data.spec)
+    way = parse(text).for_data(data.train, data.spec)
     return Problem(
         **{"spec": data.spec, "train": data.train, "ipc": 1, "parameterisation": way, "pool": pool, **changes}
     )
@@ -235,7 +235,7 @@ def distilled(text: str, data: LabelledDataset, **changes) -> SyntheticSet:
 def test_a_start_is_near_what_it_stands_for_and_a_shard_starts_like_the_whole(
     text: str, kind: str, toy_colour: LabelledDataset
 ) -> None:
-    way = parse_fitted(text, toy_colour.train, toy_colour.spec)
+    way = parse(text).for_data(toy_colour.train, toy_colour.spec)
     given = {"ipc": 1, "parameterisation": way, "kind": kind}
     whole = initial_images(toy_colour.train, toy_colour.spec, **given)
     shard = initial_images(toy_colour.train, toy_colour.spec, classes=(1,), **given)

@@ -126,20 +126,13 @@ def bare_problem(
         spec=data.spec,
         train=data.train,
         ipc=recipe.ipc,
-        parameterisation=way or _way(recipe, data),
+        parameterisation=way or recipe.way().for_data(data.train, data.spec),
         seed=recipe.seed,
         runtime=runtime,
         pool=pool,
         network=recipe.pool.network,
         init=recipe.init,
     )
-
-
-def _way(recipe: Recipe, data: LabelledDataset) -> Parameterisation:
-    """The recipe's parameterisation, checked against the data and fitted to its training split."""
-    way = recipe.way()
-    way.check(data.spec)
-    return way.fitted(data.train, data.spec)
 
 
 def _distill(

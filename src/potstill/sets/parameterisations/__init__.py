@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import dct as _dct  # noqa: F401
 from . import half_chroma as _half_chroma  # noqa: F401
-from .base import PARAMETERISATIONS, Parameterisation, parse, parse_fitted
+from .base import PARAMETERISATIONS, Parameterisation, parse
 from .tiles import Factor, Tiles
 
-__all__ = ["PARAMETERISATIONS", "Factor", "Parameterisation", "Tiles", "parse", "parse_fitted"]
+__all__ = ["PARAMETERISATIONS", "Factor", "Parameterisation", "Tiles", "parse"]

@@ -69,6 +69,11 @@ class Parameterisation(ABC):
         """
         return
 
+    def for_data(self, train: Split, spec: DatasetSpec) -> Parameterisation:
+        """Itself, checked against the data and fitted to their training split."""
+        self.check(spec)
+        return self.fitted(train, spec)
+
     @property
     def shared_numbers(self) -> int:
         """Numbers that all classes share and that travel with the set: they count as storage."""
@@ -120,10 +125,3 @@ def parse(text: str) -> Parameterisation:
             kind = "a whole number" if kinds[key] == "int" else "a number"
             raise UsageError(f"parameterisation={text!r}: {key}={value!r} is not {kind}") from None
     return cls(**given)
-
-
-def parse_fitted(text: str, train: Split, spec: DatasetSpec) -> Parameterisation:
-    """`parse`, checked against the data and fitted to its training split."""
-    parameterisation = parse(text)
-    parameterisation.check(spec)
-    return parameterisation.fitted(train, spec)
