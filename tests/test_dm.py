@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from potstill.learning import augment
+from potstill.matching.features import match_prototypes
 from potstill.methods import Problem
 from potstill.methods.dm import DM, DMConfig
 from potstill.networks import build_network
 from potstill.seeding import derive
+from potstill.sets.parameterisations.dct import DCT
 from potstill.spec import LabelledDataset, normalise, to_pixels
 
 
@@ -48,3 +52,22 @@ def test_every_step_draws_a_network_of_its_own(toy_dataset: LabelledDataset) -> 
         state, _ = method.step(problem, state)
         seen.append(problem.extractor.network.classifier.weight.clone())
     assert not torch.equal(*seen)
+
+
+def test_a_step_on_coefficients_is_the_published_one_on_normalised_pixels_as_near_as_they_come(
+    toy_colour: LabelledDataset,
+) -> None:
+    wide = replace(toy_colour.spec, value_range=(-9.0, 9.0), std=(0.25,) * 3)  # nothing is cut off
+    way = DCT(luma=30, chroma=8).for_data(toy_colour.train, wide)
+    problem = Problem(spec=wide, train=toy_colour.train, ipc=1, parameterisation=way)
+    method = DM(DMConfig(steps=1, real_batch=8, learning_rate=0.1, augment="none"))
+    state = method.init(problem)
+    after, _ = method.step(problem, state)
+    samples = problem.decode(state.images).requires_grad_()
+    weights, draw = problem.fresh_network(0), problem.class_draw(augment.Strategy(), 0)
+    real = problem.extractor.embed(weights, problem.class_batches(8, 0), draw)
+    (gradient,) = torch.autograd.grad(match_prototypes(real, problem.extractor.embed(weights, samples, draw)), samples)
+    on_normalised = gradient * 0.25  # d loss / d normalised samples, which the published loop steps along
+    nearest = way.decode(way.encode(-0.1 * on_normalised, wide), wide)  # orthogonal onto what coefficients can show
+    moved = (problem.decode(after.images) - problem.decode(state.images)) / 0.25
+    torch.testing.assert_close(moved, nearest, rtol=1e-3, atol=1e-5)

@@ -33,11 +33,15 @@ QUICK = {"steps": 4, "real_batch": 16, "synthetic_batch": 16}
 ONE_SAMPLE = {"covariance_weight": 0.0}
 
 
+def quick_keys(name: str, **keys: Any) -> dict[str, Any]:
+    """Small settings of the method; keys it does not have are left out."""
+    known = {f.name for f in fields(METHODS[name].Config)}
+    given = {**QUICK, **METHODS[name].quick, **keys}
+    return {key: value for key, value in given.items() if key in known}
+
+
 def quick(name: str, **keys: Any) -> Method[Any]:
-    """The method with small settings; keys it does not have are left out."""
-    config = METHODS[name].Config
-    known = {f.name for f in fields(config)}
-    return METHODS[name](config(**{k: v for k, v in {**QUICK, **keys}.items() if k in known}))
+    return METHODS[name](METHODS[name].Config(**quick_keys(name, **keys)))
 
 
 def problem_of(data: LabelledDataset, **changes: Any) -> Problem:
@@ -291,10 +295,9 @@ def test_a_problem_has_no_place_for_a_test_split() -> None:
 
 @every_method
 def test_a_run_never_touches_the_test_split(name: str, toy_dataset: LabelledDataset, tmp_path: Path) -> None:
-    known = {f.name for f in fields(METHODS[name].Config)}
     recipe = resolve(
         {
-            "method": {"name": name, **{k: v for k, v in QUICK.items() if k in known}},
+            "method": {"name": name, **quick_keys(name)},
             "ipc": 1,
             "pool": {"members": 2, "epochs": 1},  # trained, so that the pool is under test as well
             "runtime": {"device": "cpu", "precision": "fp32", "threads": 1, "compile": False},

@@ -178,6 +178,25 @@ def test_a_unit_of_what_dct_stores_moves_a_sample_by_its_scale() -> None:
     torch.testing.assert_close(pictures @ pictures.T, 9 * torch.eye(30, dtype=torch.float64))
 
 
+@every_way
+def test_a_unit_moves_samples_by_one_on_the_normalised_scale(text: str, shape: tuple[int, ...]) -> None:
+    std = (0.2, 0.25, 0.4)[: shape[0]]
+    spec = replace(spec_of(shape, (-100.0, 100.0)), std=std)
+    way = fitted(text, spec)
+    stored = torch.zeros(1, *way.stored_shape(IPC, spec), dtype=torch.float64)
+    units = way.units(spec).double().expand(stored.shape[1:])
+    scale = torch.tensor(std, dtype=torch.float64)[:, None, None]
+    place = tuple(int(torch.randint(n, (), generator=torch.Generator().manual_seed(1))) for n in stored.shape[1:])
+    moved = stored.clone()
+    moved[(0, *place)] += units[place]
+    length = ((way.decode(moved, spec) - way.decode(stored, spec)) / scale).norm()
+    if isinstance(way, Tiles):  # stored pixels, whose size on the screen does not count
+        assert units[place] == pytest.approx(std[place[1]])
+        assert way.factor != (1, 1) or length == pytest.approx(1.0)
+    else:
+        assert length == pytest.approx(1.0)
+
+
 def test_what_data_cannot_be_stored_so_is_refused_in_a_line() -> None:
     gray, colour = spec_of(GRAY), spec_of((3, 32, 32))
     for way, spec, complaint in (

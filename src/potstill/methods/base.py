@@ -7,6 +7,7 @@ testing need nothing from the method itself.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
 from ..registry import Registry
@@ -28,6 +29,7 @@ class Method(ABC, Generic[S]):
         clamps: whether results stay inside the spec's value range.
         uses_seed: whether another root seed gives another result (greedy selection has no draws).
         uses_factor: whether results have the problem's factor; False keeps whole images whatever it is.
+        quick: keys with which a test of the contract takes no time, over those that it sets for every method.
         independent_classes: whether distilling shards of classes equals distilling them together.
     """
 
@@ -39,6 +41,7 @@ class Method(ABC, Generic[S]):
     uses_seed: ClassVar[bool] = True
     uses_factor: ClassVar[bool] = True
     independent_classes: ClassVar[bool] = True
+    quick: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, config: Any = None):
         self.config = self.Config() if config is None else config

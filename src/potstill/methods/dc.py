@@ -86,17 +86,16 @@ class DC(Method[DCState]):
 
     def init(self, problem: Problem) -> DCState:
         images = problem.initial_images()
-        return DCState(0, images, self._descent().init(images), _fresh(problem, 0))
+        return DCState(0, images, self._descent().init(images), problem.fresh_network(0))
 
     def step(self, problem: Problem, state: DCState) -> tuple[DCState, Metrics]:
         outer, inner = self.loops(problem.ipc)
         number, turn = divmod(state.step, outer)
-        network = _fresh(problem, number) if turn == 0 else state.network
+        network = problem.fresh_network(number) if turn == 0 else state.network
         stored = state.images.detach().requires_grad_()
         loss = self._distance(problem, network, problem.decode(stored), state.step)
         (gradient,) = torch.autograd.grad(loss, stored)
-        # A step of rate r on normalised pixels is one of rate r std^2 on the pixel scale, channel by channel.
-        scaled = gradient * problem.extractor.view.std.square()[:, None, None]
+        scaled = gradient * problem.units.square()
         images, memory = self._descent()(stored.detach(), scaled, state.memory, state.step)
         if turn < outer - 1:
             network = self._trained(problem, network, images, state.step, inner)
@@ -160,13 +159,6 @@ class DSA(DC):
     """DC with Siamese augmentation: real and synthetic batches of a class are augmented alike."""
 
     Config = DSAConfig
-
-
-def _fresh(problem: Problem, number: int) -> Weights:
-    """The `number`-th network as initialised, on the device."""
-    seed = derive(problem.seed, "random network", number)
-    weights = build_network(problem.network, problem.spec, seed).state_dict()
-    return {name: value.to(problem.runtime.device) for name, value in weights.items()}
 
 
 def _gradients(problem: Problem) -> Gradients:

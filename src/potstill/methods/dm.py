@@ -14,8 +14,6 @@ from ..checks import at_least
 from ..learning.augment import Strategy, strategy_for
 from ..learning.optim import Descent
 from ..matching.features import match_prototypes
-from ..networks import build_network
-from ..seeding import derive
 from .base import METHODS, Method
 from .problem import Problem
 from .real_features import real_batch
@@ -66,16 +64,14 @@ class DM(Method[DMState]):
         return DMState(0, images, self._descent().init(images))
 
     def step(self, problem: Problem, state: DMState) -> tuple[DMState, Metrics]:
-        seed = derive(problem.seed, "random network", state.step)
-        weights = build_network(problem.network, problem.spec, seed).state_dict()
+        weights = problem.fresh_network(state.step)
         strategy = strategy_for(problem.spec, self.config.augment, single=True)
         real = real_batch(problem, weights, strategy, self.config.real_batch, state.step)
         pixels = state.images.detach().requires_grad_()
         synthetic = problem.extractor.embed(weights, problem.decode(pixels), real.draw)
         loss = match_prototypes(real.features, synthetic)
         (gradient,) = torch.autograd.grad(loss, pixels)
-        # A step of rate r on normalised pixels is one of rate r std^2 on the pixel scale, channel by channel.
-        scaled = gradient * problem.extractor.view.std.square()[:, None, None]
+        scaled = gradient * problem.units.square()
         images, memory = self._descent()(pixels.detach(), scaled, state.memory, state.step)
         return state.advanced(images=images, memory=memory), Metrics.of(loss)
 

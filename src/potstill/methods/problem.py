@@ -13,10 +13,11 @@ from torch import Tensor
 from ..errors import UsageError
 from ..learning.augment import Draw, Strategy, draw_operations
 from ..learning.extractor import Extractor
+from ..learning.gradients import Weights
 from ..learning.pool import Pool
 from ..machine.runtime import Runtime
 from ..networks import build_network
-from ..seeding import generator
+from ..seeding import derive, generator
 from ..sets.parameterisations import Factor, Parameterisation
 from ..sets.synthetic import SyntheticSet, as_parameterisation, check_init, initial_images
 from ..spec import DatasetSpec, Split
@@ -96,6 +97,16 @@ class Problem:
         return self.way.clamp(stored, self.spec)
 
     @cached_property
+    def units(self) -> Tensor:
+        """What a unit of the normalised scale is in stored numbers; broadcasts to `(K, ...)`.
+
+        Published rates are mostly of steps on normalised pixels. A step of SGD of rate r on them is one of rate
+        r units^2 on stored numbers; an optimiser that looks at sizes is given units x gradient, and moves by
+        units x what it answers.
+        """
+        return self.way.units(self.spec).to(self.runtime.device)
+
+    @cached_property
     def extractor(self) -> Extractor:
         """Embeds with the weights of any network of the problem's architecture."""
         return Extractor(build_network(self.network, self.spec, 0), self.spec, self.runtime)
@@ -129,6 +140,11 @@ class Problem:
             classes=self.classes,
         )
         return images.to(self.runtime.device)
+
+    def fresh_network(self, number: int) -> Weights:
+        """Weights of the `number`-th network of the architecture as initialised, on the device."""
+        weights = build_network(self.network, self.spec, derive(self.seed, "random network", number)).state_dict()
+        return {name: value.to(self.runtime.device) for name, value in weights.items()}
 
     def require_pool(self, method: str) -> Pool:
         if self.pool is None:

@@ -53,6 +53,13 @@ class Parameterisation(ABC):
     def pictures(self, stored: Tensor, spec: DatasetSpec) -> Tensor:
         """Stored numbers as pictures `(K, N, C or 1, h, w)` on the pixel scale; those around 0 appear around gray."""
 
+    @abstractmethod
+    def units(self, spec: DatasetSpec) -> Tensor:
+        """What each stored number changes by where its samples change by one on the NORMALISED scale; always above 0.
+
+        Broadcasts to `stored_shape`. Published rates are of normalised pixels, see `Problem.units`.
+        """
+
     def clamp(self, stored: Tensor, spec: DatasetSpec) -> Tensor:
         """`stored` within the range of its own; as it is where stored numbers have none."""
         return stored

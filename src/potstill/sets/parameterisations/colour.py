@@ -32,3 +32,8 @@ def to_rgb(luma_chroma: Tensor) -> Tensor:
 def from_rgb(rgb: Tensor) -> Tensor:
     """The inverse of `to_rgb`."""
     return torch.einsum("rc,...rhw->...chw", COLUMNS.to(rgb) / 3, rgb)
+
+
+def colour_lengths(std: tuple[float, ...]) -> list[float]:
+    """How far a unit of luma and of either chroma moves a pixel whose colours are counted in deviations `std`."""
+    return (COLUMNS / torch.tensor(std, dtype=torch.float64)[:, None]).norm(dim=0).tolist()

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import UsageError
 from ...spec import DatasetSpec, Split, to_pixels
 from .base import PARAMETERISATIONS, Parameterisation, budget
-from .colour import from_rgb, to_rgb
+from .colour import colour_lengths, from_rgb, to_rgb
 
 #: Training images per chunk while positions are chosen.
 CHUNK = 2048
@@ -114,6 +114,13 @@ class DCT(Parameterisation):
             planes.append(plane.unflatten(2, (1, -1, width)))
         side = 1 + max(max(p // width, p % width) for p in self.luma_positions + self.chroma_positions)
         return torch.cat([plane[..., :side, :side] for plane in planes], dim=-1)
+
+    def units(self, spec: DatasetSpec) -> Tensor:
+        """By the length of what a coefficient adds to a normalised sample."""
+        if spec.shape[0] == 1:
+            return torch.full((self.luma,), spec.std[0] / self.scale)
+        lengths = torch.tensor(colour_lengths(spec.std)) * (self.scale / math.sqrt(3))
+        return (1 / lengths).repeat_interleave(torch.tensor([self.luma, self.chroma, self.chroma]))
 
     def check(self, spec: DatasetSpec) -> None:
         channels, height, width = spec.shape

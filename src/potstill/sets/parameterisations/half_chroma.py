@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import UsageError
 from ...spec import DatasetSpec
 from .base import PARAMETERISATIONS, Parameterisation, budget
-from .colour import CHROMA_REACH, from_rgb, to_rgb
+from .colour import CHROMA_REACH, colour_lengths, from_rgb, to_rgb
 from .tiles import SMALLEST_TILE, enlarging
 
 
@@ -77,6 +77,12 @@ class HalfChroma(Parameterisation):
         canvas[..., 0, : 2 * half, side:] = chroma.unflatten(2, (2 * half, half)) + gray
         return canvas
 
+    def units(self, spec: DatasetSpec) -> Tensor:
+        """By the length of what a number adds to a normalised sample, enlarged."""
+        luma, *chroma = colour_lengths(spec.std)
+        sides = [(luma, self.luma), *((length, self.chroma) for length in chroma)]
+        return torch.cat([(1 / (length * _spot_lengths(side, spec.shape[1:]))).flatten() for length, side in sides])
+
     def clamp(self, stored: Tensor, spec: DatasetSpec) -> Tensor:
         low, high = spec.value_range
         reach = stored.new_tensor([size * (high - low) for size in CHROMA_REACH]).repeat_interleave(self.chroma**2)
@@ -104,6 +110,12 @@ def _shrunk(planes: Tensor, side: int) -> Tensor:
     """The tiles of `side` whose enlargement comes nearest to planes `(..., H, W)`."""
     up, across = (torch.linalg.pinv(enlarging(side, size)).to(planes) for size in planes.shape[-2:])
     return up @ planes @ across.T
+
+
+def _spot_lengths(side: int, size: tuple[int, ...]) -> Tensor:
+    """`(side, side)`: the length of a map of `size` enlarged from a tile that is 1 at one place."""
+    down, across = (enlarging(side, large).norm(dim=0) for large in size)
+    return torch.outer(down, across).float()
 
 
 def _enlarged(tiles: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -72,6 +72,10 @@ class Tiles(Parameterisation):
         """The stored images."""
         return stored
 
+    def units(self, spec: DatasetSpec) -> Tensor:
+        """The deviation of the channel: what is stepped on are the stored pixels, however large they are shown."""
+        return torch.tensor(spec.std)[:, None, None]
+
     def clamp(self, stored: Tensor, spec: DatasetSpec) -> Tensor:
         return stored.clamp(*spec.value_range)
 
