@@ -342,3 +342,20 @@ def test_the_command_prints_one_table_and_the_reasons_of_failures(
     assert len(re.findall(r"seed [01]:", printed)) == 2
     names = {f"{m}-seed{s}" for m in ("random-ipc1", "dsdm-ipc1-factor2") for s in (0, 1)}
     assert {p.name for p in tmp_path.iterdir()} == names | {"study.yaml"}
+
+
+def test_a_comparison_scores_every_set_in_few_bits_too(toy_dataset: LabelledDataset, tmp_path: Path) -> None:
+    recipe = {**SMALL, "evaluation": {"nets": 1, "epochs": 1, "stored_bits": 8}}
+    for _ in range(2):  # again: what is done is kept
+        outcomes = compared(toy_dataset, tmp_path, recipe=recipe)
+        assert not any(outcome.failure for outcome in outcomes)
+    rows = make_rows(collect(tmp_path))
+    assert [(row.method, row.stored_bits) for row in rows] == [
+        (method, bits) for bits in (32, 8) for method in ("random", "dsdm")
+    ]
+    exact, rounded = (row for row in rows if row.method == "dsdm")
+    assert (exact.numbers_stored, exact.bytes_stored) == (3 * 64, 4 * 3 * 64)
+    assert (rounded.numbers_stored, rounded.bytes_stored) == (3 * 64 + 2, 3 * 64 + 2 * 4)
+    assert rounded.n == "1 x 1" and rounded.gain is not None
+    compared(toy_dataset, tmp_path, overwrite=True)
+    assert [row.stored_bits for row in make_rows(collect(tmp_path))] == [32, 32]

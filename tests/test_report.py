@@ -998,3 +998,52 @@ def test_a_damaged_set_is_named(make_run: MakeRun):
     (folder / "synthetic" / "distilled.safetensors").write_bytes(b"no")
     with pytest.raises(DataError, match=r"distilled\.safetensors"):
         write_report(folder)
+
+
+# --- sets in few bits
+
+
+def few_bits(folder: Path, accuracy: float, bits: int = 8) -> None:
+    """What `evaluate --stored-bits` leaves beside the scores of the exact set of a run."""
+    rounded = SyntheticSet.load(folder / "synthetic").quantised(bits)
+    score = json.loads((folder / "scores" / "0.json").read_text())
+    place = folder / f"stored_bits_{bits}"
+    (place / "scores").mkdir(parents=True)
+    (place / "distilled.safetensors").write_bytes(rounded.to_bytes())
+    stored = {"bytes_stored": rounded.bytes_stored, "set_hash": rounded.digest(), "accuracy": accuracy}
+    (place / "scores" / "0.json").write_text(json.dumps({**score, **stored}))
+
+
+def test_a_set_in_few_bits_has_a_row_with_its_own_numbers_and_bytes(make_run: MakeRun) -> None:
+    exact = make_set()  # 3 classes x 2 images of 1 x 8 x 8
+    for name, accuracy in (("random", 0.5), ("dsdm", 0.8)):
+        folder = make_run(name, name, accuracies=(accuracy,), distilled=exact, bytes_stored=exact.bytes_stored)
+        few_bits(folder, accuracy - 0.1)
+    rows = make_rows(collect(folder.parent))
+    told = [(r.method, r.stored_bits, r.mean, r.numbers_stored, r.bytes_stored) for r in rows]
+    assert told == [
+        ("random", 32, 0.5, 384, 1536),
+        ("dsdm", 32, 0.8, 384, 1536),
+        ("random", 8, pytest.approx(0.4), 384 + 2, 384 + 8),
+        ("dsdm", 8, pytest.approx(0.7), 384 + 2, 384 + 8),
+    ]
+    assert [row.gain for row in rows] == [None, pytest.approx(0.3), None, pytest.approx(0.3)]
+    text = to_markdown(rows)
+    assert "| dsdm, 8 bits |" in text and "| 392 |" in text and "same data set, IPC, bits, network" in text
+
+
+def test_a_gain_is_counted_from_no_random_row_of_another_width(make_run: MakeRun) -> None:
+    make_run("random", accuracies=(0.5,), method="random", distilled=make_set())
+    folder = make_run("dsdm", accuracies=(0.8,), distilled=make_set())
+    few_bits(folder, 0.7, bits=4)
+    gains = {row.stored_bits: row.gain for row in make_rows(collect(folder.parent)) if row.method == "dsdm"}
+    assert gains == {32: pytest.approx(0.3), 4: None}
+
+
+def test_the_page_tells_rows_of_one_name_apart_by_their_bits(make_run: MakeRun) -> None:
+    folder = make_run("dsdm", accuracies=(0.8,), distilled=make_set(), failure="out of luck")
+    few_bits(folder, 0.7)
+    rows = make_rows(collect(folder))
+    assert [row.failure for row in rows] == ["out of luck", ""]
+    page = render_report(collect(folder))
+    assert "dsdm (32 bits a number): 80.00 %" in page and "dsdm (8 bits a number): 70.00 %" in page

@@ -33,7 +33,7 @@ from potstill.run.distil import distill_run, read_run_recipe
 from potstill.run.environment import forget_peak_memory, peak_memory_mb
 from potstill.run.pretrain import pretrain_pool
 from potstill.run.progress import Reporter
-from potstill.run.score import evaluate_kept, evaluate_set
+from potstill.run.score import evaluate_in_few_bits, evaluate_kept, evaluate_set
 from potstill.run.store import RunStore
 from potstill.sets.synthetic import SyntheticSet
 from potstill.spec import LabelledDataset
@@ -612,8 +612,10 @@ def test_a_larger_budget_goes_on_as_if_there_had_been_no_other(
 ) -> None:
     cut = distill_run(small(budget__minutes=1.5), toy_dataset, store, QUIET)
     evaluate_set(cut, toy_dataset.test, small(), store, QUIET)
+    evaluate_in_few_bits(cut, toy_dataset.test, small(evaluation__stored_bits=8), store, QUIET)
+    assert len(store.sets_in_few_bits()) == 1
     distill_run(small(budget__minutes=minutes), toy_dataset, store, QUIET, resume=True)
-    assert list(store.scores.glob("*.json")) == []  # they were of the set before
+    assert list(store.scores.glob("*.json")) == store.sets_in_few_bits() == []  # they were of the set before
     other = RunStore(tmp_path / "at once")
     distill_run(small(budget__minutes=minutes), toy_dataset, other, QUIET)
     assert store.distilled.read_bytes() == other.distilled.read_bytes()

@@ -20,10 +20,6 @@ def add_parser(verbs: Any) -> None:
     shared.add_told(parser)
     parser.add_argument("--seed", type=int, help="of the evaluation networks")
     parser.add_argument("--out", type=Path, help="folder for the scores (default: the run folder)")
-    bits: dict[str, Any] = {"dest": "stored_bits", "default": None}
-    text = "also score the set with its stored numbers (not the decoded samples) rounded to N bits each, 1 to 8"
-    parser.add_argument("--stored-bits", type=int, choices=range(1, 9), metavar="N", help=text, **bits)
-    parser.add_argument("--eight-bit", action="store_const", const=8, help="the same as --stored-bits 8", **bits)
     shared.add_evaluation(parser)
     shared.add_places(parser)
     shared.add_runtime(parser)
@@ -31,7 +27,7 @@ def add_parser(verbs: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from ..run.inputs import find_subject
-    from ..run.score import evaluate_set
+    from ..run.score import evaluate_in_few_bits, evaluate_set
 
     subject = find_subject(
         options.set,
@@ -43,20 +39,14 @@ def run(options: argparse.Namespace) -> None:
         data_dir=options.data_dir,
         download=options.download,
     )
-    reporter = shared.reporter_of(options)
-
-    def score(subject: Any) -> Scores:
-        return evaluate_set(subject.synthetic, subject.data, subject.recipe, subject.folder, reporter)
-
-    scores = score(subject)
+    given = subject.data, subject.recipe, subject.folder, shared.reporter_of(options)
+    scores = evaluate_set(subject.synthetic, *given)
     result, text = _to_json(scores, subject.synthetic), f"{scores}; {_size(subject.synthetic)}"
-    if options.stored_bits:
-        narrow = subject.quantised(options.stored_bits)
-        rounded = score(narrow)
-        difference = rounded.mean - scores.mean
-        result["quantised"] = {**_to_json(rounded, narrow.synthetic), "difference": difference}
-        text += f"\n{options.stored_bits} bits: {rounded}; {_size(narrow.synthetic)}"
-        text += f"; difference {100 * difference:+.2f}"
+    if rounded := evaluate_in_few_bits(subject.synthetic, *given):
+        synthetic, in_few_bits = rounded
+        difference = in_few_bits.mean - scores.mean
+        result["quantised"] = {**_to_json(in_few_bits, synthetic), "difference": difference}
+        text += f"\n{synthetic.stored_bits} bits: {in_few_bits}; {_size(synthetic)}; difference {100 * difference:+.2f}"
     shared.show(options, result, text)
 
 

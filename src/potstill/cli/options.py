@@ -47,7 +47,7 @@ def add_verb(
 
 def add_key(parser: argparse.ArgumentParser, flag: str, key: str, **details: Any) -> None:
     """An option that sets the recipe key `key`."""
-    if "choices" not in details:
+    if not {"choices", "action"} & details.keys():
         details.setdefault("metavar", flag.strip("-").upper())
     parser.add_argument(flag, dest=_KEY + key, default=argparse.SUPPRESS, **details)
 
@@ -116,6 +116,10 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     add_key(parser, "--protocol", "evaluation.protocol", help="see potstill list protocols")
     add_key(parser, "--epochs", "evaluation.epochs", type=int, help="of the protocol; the row says so")
     add_key(parser, "--at-once", "evaluation.at_once", type=count, metavar="N", help=text)
+    text = "also score the set with its stored numbers (not the decoded samples) rounded to N bits each, 1 to 8"
+    add_key(parser, "--stored-bits", "evaluation.stored_bits", type=int, choices=range(1, 9), metavar="N", help=text)
+    text = "the same as --stored-bits 8"
+    add_key(parser, "--eight-bit", "evaluation.stored_bits", action="store_const", const=8, help=text)
 
 
 def layers_of(options: argparse.Namespace) -> list[dict[str, Any]]:

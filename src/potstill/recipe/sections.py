@@ -21,6 +21,7 @@ from ..machine.runtime import Runtime
 from ..methods import METHODS, Init, Method
 from ..networks import check_network, identity
 from ..sets.parameterisations import Parameterisation, Tiles, parse
+from ..sets.quantise import MOST_BITS
 from ..spec import LabelledDataset
 from .text import to_yaml
 
@@ -143,6 +144,8 @@ class EvaluationConfig:
         seed: root of their seeds; more networks later keep the first ones.
         at_once: networks trained at the same time, each in a process of its own with a share of the threads; auto for
             as many as a CPU has threads, where the job is long enough, and one after another on other devices.
+        stored_bits: also score the set with its stored numbers (not the decoded samples) rounded to so many bits each,
+            1 to 8, as a row of its own; null for the exact set alone.
     """
 
     network: str = "convnet"
@@ -151,6 +154,7 @@ class EvaluationConfig:
     nets: int = 3
     seed: int = 0
     at_once: int | Literal["auto"] = "auto"
+    stored_bits: int | None = None
 
     def __post_init__(self) -> None:
         check_network(self.network)
@@ -158,6 +162,7 @@ class EvaluationConfig:
         at_least(self, 1, "nets", most=MOST_NETS, of="network")
         at_least(self, SEEDS[0], "seed", most=SEEDS[1])
         at_least(self, 1, "at_once", most=MOST_NETS, of="network")
+        at_least(self, 1, "stored_bits", most=MOST_BITS, of="bit")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class RunRecord:
         failure: why the last attempt failed, in one line; "" where it did not.
         kept_scores: of the sets that were kept on the way, by their steps.
         full_data: as it lies beside the run's folder.
+        in_few_bits: the same run with its set in few bits a number, and that one's scores.
     """
 
     folder: Path
@@ -55,6 +56,7 @@ class RunRecord:
     failure: str = ""
     kept_scores: dict[int, tuple[Score, ...]] = field(default_factory=dict)
     full_data: FullData = FullData()
+    in_few_bits: tuple[RunRecord, ...] = ()
 
     @property
     def name(self) -> str:
@@ -109,6 +111,11 @@ class RunRecord:
     @property
     def numbers_stored(self) -> int | None:
         return self.distilled.numbers_stored if self.distilled else None
+
+    @property
+    def stored_bits(self) -> int:
+        """Of a stored number; before there is a set, of the fp32 ones that it will have."""
+        return self.distilled.stored_bits if self.distilled else 32
 
     @property
     def steps_planned(self) -> int | None:
@@ -170,7 +177,7 @@ def read_run(folder: str | Path) -> RunRecord:
     """
     store = RunStore(folder)
     config, text = _read_config(store.config)
-    return RunRecord(
+    record = RunRecord(
         folder=store.root,
         config=config,
         config_text=text,
@@ -185,6 +192,13 @@ def read_run(folder: str | Path) -> RunRecord:
         kept_scores={step: _read_scores(store.kept_scores(step)) for step in store.kept_sets()},
         full_data=_read_full_data(RunStore(store.root.parent / FULL_DATA)),
     )
+    return replace(record, in_few_bits=tuple(_in_few_bits(record, place) for place in store.sets_in_few_bits()))
+
+
+def _in_few_bits(record: RunRecord, place: RunStore) -> RunRecord:
+    """The run with the set and the scores in `place`; what failed, and the full data, are told once."""
+    distilled = SyntheticSet.load(place.root)
+    return replace(record, distilled=distilled, scores=_read_scores(place.scores), failure="", full_data=FullData())
 
 
 def joined(values: Iterable[str]) -> str:

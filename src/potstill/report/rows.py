@@ -46,6 +46,7 @@ class Row:
         label: the cell of a study, the method's name elsewhere; paper: what was published for it, in percent.
         holdout: training samples that were held out and scored on, in place of the test split; 0 for that.
         modality: of the data, "image" or "sound".
+        stored_bits: of a stored number; None for the full data.
     """
 
     method: str
@@ -82,6 +83,7 @@ class Row:
     holdout: int = 0
     stored_as: str = ""
     modality: str = "image"
+    stored_bits: int | None = None
 
     @property
     def name(self) -> str:
@@ -112,6 +114,11 @@ class Row:
         """The factor as "2 x 2", or how else samples are stored; "" where there are none."""
         return "{} x {}".format(*self.factor) if self.factor else self.stored_as
 
+    @property
+    def bits(self) -> str:
+        """The width of stored numbers as "8 bits"; "" for the usual fp32."""
+        return f"{self.stored_bits} bits" if self.stored_bits and self.stored_bits < 32 else ""
+
     def to_json(self) -> dict[str, Any]:
         record = asdict(self)
         counted = {"n_sets": self.n_sets, "n_nets": self.n_nets, "over_paper": self.over_paper}
@@ -127,7 +134,7 @@ def group_runs(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
     for record in records:
         same = {k: v for k, v in record.config.items() if k not in ("seed", "evaluation", "saving", "budget")}
         subject = [record.label, record.cell.get("holdout"), record.budget_minutes, record.dataset, record.fingerprint]
-        key = json.dumps([same, *subject], sort_keys=True, default=str)
+        key = json.dumps([same, *subject, record.stored_bits], sort_keys=True, default=str)
         groups.setdefault(key, []).append(record)
     return sorted(groups.values(), key=lambda group: (_subject(group[0]), _rank(group[0].method), group[0].name))
 
@@ -135,12 +142,14 @@ def group_runs(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
 def make_rows(records: Iterable[RunRecord]) -> list[Row]:
     """Table rows: Random first, then by method name. Different protocols or epochs are neither pooled nor compared.
 
+    Sets in few bits have rows of their own, below those of all exact ones, and gain over Random rows of the same bits.
     A set is known by its hash and a network by its seed, so that a copied folder or a score stored twice counts once.
     """
     records = list(records)
     if not records:
         return []
-    rows = [row for group in group_runs(records) for row in _rows_of_group(group)] + _rows_of_full_data(records)
+    sets = [one for record in records for one in (record, *record.in_few_bits)]
+    rows = [row for group in group_runs(sets) for row in _rows_of_group(group)] + _rows_of_full_data(records)
     return sorted((replace(row, gain=_gain(row, rows), share=_share(row, rows)) for row in rows), key=_order)
 
 
@@ -177,12 +186,12 @@ def _content(row: Row) -> tuple[Any, ...]:
 
 def _terms(row: Row) -> tuple[Any, ...]:
     """What two rows must share to be compared."""
-    return row.dataset, row.fingerprint, row.ipc, row.network, row.protocol, row.epochs
+    return row.dataset, row.fingerprint, row.ipc, row.stored_bits, row.network, row.protocol, row.epochs
 
 
 def _order(row: Row) -> tuple[Any, ...]:
     measured = (row.mean is None, row.network or "", row.protocol or "", row.epochs or 0)
-    return _subject(row), measured, _rank(row.method), row.runs
+    return _subject(row), measured, -(row.stored_bits or 0), _rank(row.method), row.runs
 
 
 def _subject(item: Row | RunRecord) -> tuple[Any, ...]:
@@ -286,6 +295,7 @@ def _row_of_runs(runs: Sequence[RunRecord]) -> Row:
         paper=first.cell.get("paper"),
         holdout=int(first.cell.get("holdout") or 0),
         modality=first.modality,
+        stored_bits=first.stored_bits,
     )
 
 

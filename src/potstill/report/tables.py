@@ -97,7 +97,7 @@ def _note(row: Row) -> str:
 
 COLUMNS = (
     Column("cell", lambda row: row.name if row.name != row.method else "", sparse=True),
-    Column("method", lambda row: row.method),
+    Column("method", lambda row: ", ".join(filter(None, (row.method, row.bits)))),
     Column("accuracy, %", accuracy_text, number=True),
     Column("paper, %", lambda row: "" if row.paper is None else f"{row.paper:g}", number=True, sparse=True),
     Column("over paper, points", lambda row: _percent(row.over_paper, "+"), number=True, sparse=True),
@@ -134,7 +134,8 @@ def shown_table(given: Sequence[RunRecord] | Sequence[Row]) -> ShownTable:
     caption = "Accuracy on the test split at the last epoch"
     if any(row.mean is not None for row in rows):
         caption += ": mean +- sample standard deviation (n_sets x n_nets)"
-    caption += ". Gain over the better Random row of the same data set, IPC, network, protocol and epochs."
+    same = ", ".join(["data set", "IPC", *(["bits"] if any(row.bits for row in rows) else []), "network"])
+    caption += f". Gain over the better Random row of the same {same}, protocol and epochs."
     if any(row.share is not None for row in rows):
         caption += " Share of the accuracy of networks trained on the whole training split, the row full data."
     if facts:

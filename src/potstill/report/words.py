@@ -137,6 +137,7 @@ def _place(row: Row, rows: Sequence[Row]) -> str:
         (row.dataset, "dataset"),
         (f"IPC {row.ipc}", "ipc"),
         (f"factor {row.partition}", "factor"),
+        (f"{row.stored_bits} bits a number", "stored_bits"),
         (row.network, "network"),
         (f"protocol {row.protocol}", "protocol"),
         (f"{row.epochs} epochs", "epochs"),

@@ -14,7 +14,7 @@ from ..sets.parameterisations import Factor
 from ..spec import LabelledDataset
 from .distil import distill_run
 from .progress import Reporter
-from .score import evaluate_full_data, evaluate_kept, evaluate_set
+from .score import evaluate_full_data, evaluate_in_few_bits, evaluate_kept, evaluate_set
 from .store import FULL_DATA, RunStore
 from .study import Cell, Study, claim, load_cells, study_of
 
@@ -125,7 +125,9 @@ def _distil_and_score(
         if store.config.exists():  # a refused recipe claims no folder
             store.write_json("cell.json", {"label": cell.label, "paper": cell.paper, "holdout": holdout})
     with store.noting_failure():
-        return evaluate_set(synthetic, data, cell.recipe, store, reporter)
+        scores = evaluate_set(synthetic, data, cell.recipe, store, reporter)
+        evaluate_in_few_bits(synthetic, data, cell.recipe, store, reporter)
+        return scores
 
 
 def _score_full_data(

@@ -100,7 +100,9 @@ def _stands(cell: Cell, store: RunStore | None) -> str:
         return "new"
     if not store.distilled.exists():
         return "to be finished"
-    return "finished" if len(list(store.scores.glob("*.json"))) >= cell.recipe.evaluation.nets else "to be scored"
+    bits, nets = cell.recipe.evaluation.stored_bits, cell.recipe.evaluation.nets
+    places = [store.scores, *([store.in_few_bits(bits).scores] if bits else [])]
+    return "finished" if all(len(list(place.glob("*.json"))) >= nets for place in places) else "to be scored"
 
 
 def _timed(cell: Cell, data: LabelledDataset) -> Estimate:
@@ -191,7 +193,8 @@ def _evaluation_seconds(recipe: Recipe, synthetic: SyntheticSet, data: LabelledD
         return _seconds(evaluate_once, part, data.spec, test, runtime=runtime, **keys)
 
     first, again = score(), score()
-    return max(0.0, first - again) + again * len(train) / len(part) * epochs * config.nets
+    sets = 2 if config.stored_bits else 1
+    return max(0.0, first - again) + again * len(train) / len(part) * epochs * config.nets * sets
 
 
 def _some(split: Split) -> Split:

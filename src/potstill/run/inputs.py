@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..data import load_dataset
-from ..files import write_atomically
 from ..recipe import Recipe, resolve
 from ..sets.parameterisations import Factor
 from ..sets.read import check_told, read_set
@@ -33,16 +32,6 @@ class Subject:
     data: LabelledDataset
     recipe: Recipe
     folder: RunStore
-
-    def quantised(self, bits: int) -> Subject:
-        """The same set with its stored numbers in `bits` bits, its file and scores in a folder of their own.
-
-        Raises:
-            UsageError, DataError: as `SyntheticSet.quantised`.
-        """
-        synthetic, folder = self.synthetic.quantised(bits), self.folder.root / f"stored_bits_{bits}"
-        write_atomically(folder / "distilled.safetensors", synthetic.to_bytes())
-        return replace(self, synthetic=synthetic, folder=RunStore(folder))
 
 
 def find_subject(

@@ -114,6 +114,21 @@ def evaluate_set(
     return _evaluate("evaluate", _job(synthetic, synthetic.spec, test, recipe, _facts(synthetic)), place, reporter)
 
 
+def evaluate_in_few_bits(
+    synthetic: SyntheticSet, data: LabelledDataset | Split, recipe: Recipe, folder: RunStore, reporter: Reporter
+) -> tuple[SyntheticSet, Scores] | None:
+    """The set with its stored numbers in the recipe's `evaluation.stored_bits`, and its scores by the same evaluator.
+
+    Its file and scores lie in a folder of their own below `folder`. None where the recipe asks for no such set.
+    """
+    bits = recipe.evaluation.stored_bits
+    if bits is None:
+        return None
+    rounded, place = synthetic.quantised(bits), folder.in_few_bits(bits)
+    write_atomically(place.root / "distilled.safetensors", rounded.to_bytes())
+    return rounded, evaluate_set(rounded, data, recipe, place, reporter)
+
+
 def evaluate_kept(recipe: Recipe, data: LabelledDataset | Split, store: RunStore, reporter: Reporter) -> None:
     """Score the sets of a run that were kept on the way, and the one before the first step, like the final one.
 

@@ -6,6 +6,7 @@ state/snapshot.safetensors       where to go on from    state/kept/STEP.safetens
 synthetic/initial.safetensors    before the first step  synthetic/distilled.safetensors, preview.png
 scores/NETWORK-PROTOCOL-EPOCHS-SEED.json                report.html
 scores/kept/STEP/NETWORK-...     of the kept sets, and of the initial one as step 0
+stored_bits_N/distilled.safetensors, stored_bits_N/scores/NETWORK-...   the set in N bits a number, where asked for
 cell.json                        its label in a study, the paper's value, images held out for scoring
 failure.json                     why the last attempt failed; gone when the run is taken up again
 
@@ -32,6 +33,7 @@ from torch import Tensor
 from ..errors import DataError, Interrupted, PotstillError, RunError, UsageError, reason
 from ..files import SCHEMA_VERSION, sweep, write_atomically
 from ..networks import identity
+from ..sets.quantise import MOST_BITS
 from ..sets.synthetic import SyntheticSet
 from ..tensors import pack, read_tensors
 
@@ -184,6 +186,15 @@ class RunStore:
     def kept_scores(self, step: int) -> Path:
         return self.scores / "kept" / f"{step:06d}"
 
+    def in_few_bits(self, bits: int) -> RunStore:
+        """The folder of the set with its stored numbers in `bits` bits."""
+        return RunStore(self.root / f"stored_bits_{bits}")
+
+    def sets_in_few_bits(self) -> list[RunStore]:
+        """Those that were scored, widest numbers first."""
+        places = [self.in_few_bits(bits) for bits in range(MOST_BITS, 0, -1)]
+        return [place for place in places if any(place.scores.glob("*.json"))]
+
     def seconds_logged(self, step: int) -> float:
         """Of a step's line in the metrics; 0 where there is none."""
         if step and self.metrics.exists():
@@ -208,7 +219,8 @@ class RunStore:
     def reopen(self) -> None:
         """Forget the finished set and its scores, so that the run goes on from its snapshot."""
         # The set last: while it is there, a killed process leaves work to do again and nothing that is wrong.
-        for path in (*self.scores.glob("*.json"), self.preview, self.distilled):
+        rounded = self.root.glob("stored_bits_[1-8]/**/*.*")
+        for path in (*self.scores.glob("*.json"), *rounded, self.preview, self.distilled):
             path.unlink(missing_ok=True)
 
     def clear(self) -> None:
@@ -216,7 +228,8 @@ class RunStore:
         for path in (self.distilled, self.snapshot, self.metrics, self.initial, self.preview):
             path.unlink(missing_ok=True)
         single = ("report.html", "cell.json", "env.json", "times.json", "failure.json")
-        for pattern in ("scores/*.json", "scores/kept/*/*.json", "state/kept/*.safetensors", *single):
+        kept = ("scores/kept/*/*.json", "state/kept/*.safetensors", "stored_bits_[1-8]/**/*.*")
+        for pattern in ("scores/*.json", *kept, *single):
             for path in self.root.glob(pattern):
                 path.unlink()
         # Last: were it gone and a process killed here, the rest would be taken for a run of any recipe.
