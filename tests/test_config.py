@@ -263,7 +263,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"method.name": "dm", "method.augment": "paint"}, "'paint'", "color"),
     ({"method.name": "dm", "method.momentum": -0.5}, "method.momentum=-0.5", "from 0"),
     ({"init.kind": "zeros"}, "init.kind='zeros'", "mix, real, noise"),
-    ({"init.pick": "last"}, "init.pick='last'", "seeded, first"),
+    ({"init.pick": "last"}, "init.pick='last'", "seeded, centres, first"),
     ({"init.resize": "cubic"}, "init.resize='cubic'", "area, nearest"),
     ({"saving.keep": [3, -5]}, "saving.keep=-5", "at least 0"),
     ({"saving.every": 0}, "saving.every=0", "at least 1"),

@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from potstill.errors import DataError, UsageError
+from potstill.seeding import generator
+from potstill.sets.centres import nearest_to_centres, thumbnails
 from potstill.sets.parameterisations.tiles import check_factor, decode
 from potstill.sets.synthetic import SyntheticSet, initial_images
-from potstill.spec import LabelledDataset, Split
+from potstill.spec import LabelledDataset, Split, to_pixels
 
 FACTORS = pytest.mark.parametrize("factor", [(1, 1), (1, 2), (2, 2), (3, 2), (3, 3)], ids=str)
 
@@ -132,9 +134,50 @@ def test_seeded_pick_takes_distinct_images_of_the_class_at_random(toy_dataset: L
     assert len({tuple(p) for p in positions}) == 6  # classes do not share one permutation
 
 
-@pytest.mark.parametrize("kind", ["mix", "real", "noise"])
-def test_shard_of_classes_starts_like_the_whole(kind: str, toy_dataset: LabelledDataset) -> None:
-    keys = {"ipc": 2, "parameterisation": (2, 2), "kind": kind, "seed": 4}
+def test_centres_pick_one_real_image_of_each_cluster(toy_dataset: LabelledDataset) -> None:
+    """A class of four brightnesses, ten images of each that hardly differ."""
+    draws = torch.Generator().manual_seed(3)
+    members = torch.tensor(file_order(toy_dataset, 1))
+    images = toy_dataset.train.images.clone()
+    level = torch.tensor([20, 80, 140, 200]).repeat(10)
+    images[members] = (level[:, None, None, None] + torch.randint(-3, 4, (40, 1, 8, 8), generator=draws)).byte()
+    train = Split(images, toy_dataset.train.labels)
+    for seed in range(3):
+        keys = {"ipc": 4, "kind": "real", "pick": "centres", "seed": seed}
+        picked = initial_images(train, toy_dataset.spec, **keys)
+        assert torch.equal(picked, initial_images(train, toy_dataset.spec, **keys))
+        real = {tuple(image) for image in (images[members] / 255).flatten(1).tolist()}
+        assert {tuple(image) for image in picked[1].flatten(1).tolist()} <= real
+        assert sorted(int(mean + 10) // 60 for mean in 255 * picked[1].mean(dim=(1, 2, 3))) == [0, 1, 2, 3]
+
+
+def test_one_centre_is_the_mean_and_no_image_is_picked_twice() -> None:
+    points = torch.tensor([[0.0], [1.0], [1.0], [2.0], [11.0]], dtype=torch.float64)
+    assert nearest_to_centres(points, 1, generator(0, "centres")).tolist() == [3]  # the mean is 3
+    for count in range(1, 6):
+        rows = nearest_to_centres(points, count, generator(count, "centres")).tolist()
+        assert len(set(rows)) == len(rows) == count
+    same = nearest_to_centres(torch.zeros(4, 2, dtype=torch.float64), 3, generator(0, "centres"))
+    assert sorted(same.tolist()) == [0, 1, 2]
+
+
+def test_centres_leave_less_of_a_class_unexplained_than_chance(toy_colour: LabelledDataset) -> None:
+    points = thumbnails(to_pixels(toy_colour.train.images))
+    assert points.shape == (120, 3 * 8 * 8)
+
+    def unexplained(rows: torch.Tensor) -> float:
+        return float(torch.cdist(points, points[rows]).amin(dim=1).square().mean())
+
+    by_chance = [unexplained(torch.randperm(120, generator=generator(s, "chance"))[:6]) for s in range(5)]
+    by_centres = [unexplained(nearest_to_centres(points, 6, generator(s, "centres"))) for s in range(5)]
+    assert max(by_centres) < min(by_chance)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pick"), [("mix", "seeded"), ("mix", "centres"), ("real", "seeded"), ("noise", "first")]
+)
+def test_shard_of_classes_starts_like_the_whole(kind: str, pick: str, toy_dataset: LabelledDataset) -> None:
+    keys = {"ipc": 2, "parameterisation": (2, 2), "kind": kind, "pick": pick, "seed": 4}
     whole = initial_images(toy_dataset.train, toy_dataset.spec, **keys)
     shard = initial_images(toy_dataset.train, toy_dataset.spec, **keys, classes=(2, 0))
     assert torch.equal(shard, whole[[2, 0]])
@@ -215,7 +258,7 @@ def test_too_few_images_are_refused_with_the_numbers(toy_dataset: LabelledDatase
         ({"ipc": 0}, "ipc=0: need at least 1"),
         ({"ipc": 1, "parameterisation": (4, 1)}, "factor=4,1 on images of 8x8: tiles need at least 4 pixels"),
         ({"ipc": 1, "kind": "zeros"}, "init.kind='zeros': use one of mix, real, noise"),
-        ({"ipc": 1, "pick": "last"}, "init.pick='last': use one of seeded, first"),
+        ({"ipc": 1, "pick": "last"}, "init.pick='last': use one of seeded, centres, first"),
         ({"ipc": 1, "resize": "cubic"}, "init.resize='cubic': use one of area, nearest"),
     ],
 )

@@ -34,7 +34,8 @@ class Init:
     Attributes:
         kind: "mix" fills every tile with its own down-sized real image, "real" takes whole real images, "noise" draws
             uniformly in the value range.
-        pick: real images are drawn at random per class ("seeded"), or the first in file order ("first").
+        pick: real images are drawn at random per class ("seeded"), those nearest to its k-means centres ("centres"), or
+            the first in file order ("first").
         resize: shrinking averages ("area") or drops pixels ("nearest").
     """
 

@@ -20,6 +20,7 @@ from ..errors import DataError, UsageError
 from ..seeding import generator
 from ..spec import DatasetSpec, Split, normalise, to_pixels
 from ..tensors import checksum, pack, read_tensors
+from .centres import nearest_to_centres, thumbnails
 from .parameterisations import Factor, Parameterisation, Tiles
 from .quantise import Levels, quantise
 
@@ -49,8 +50,8 @@ def initial_images(
     Args:
         kind: "mix" takes a real image for every sample (down-sized into tiles, else encoded); "real" stores whole real
             images, which tiles alone can; "noise" draws uniformly in the value range.
-        pick: "seeded" chooses real images at random per class, "first" takes the first in file order, as the
-            authors' code does (fidelity.md, 11).
+        pick: "seeded" chooses real images at random per class, "centres" those nearest to the class's k-means centres,
+            "first" takes the first in file order, as the authors' code does (fidelity.md, 11).
         resize: into tiles: "area" averages when shrinking, "nearest" drops pixels, as the authors' code does.
         classes: the classes to make; draws are addressed by class, so a shard starts like the whole.
     Raises:
@@ -95,11 +96,19 @@ def _initial_class(
             f"class {spec.classes[cls]!r} has {len(members)} training images, {needed} needed for "
             f"ipc={ipc} at {way.describe()}: lower ipc or factor, or use init.kind=noise"
         )
-    chosen = members[torch.randperm(len(members), generator=stream)[:needed]] if pick == "seeded" else members[:needed]
-    samples = to_pixels(train.images[chosen])
+    samples = to_pixels(train.images[_picked(train, members, needed, pick, stream)])
     if isinstance(way, Tiles):
         return samples if kind == "real" else _mosaic(samples, way.rows, way.columns, resize)
     return way.clamp(way.encode(samples[None], spec), spec)[0]
+
+
+def _picked(train: Split, members: Tensor, count: int, pick: str, stream: torch.Generator) -> Tensor:
+    """`count` of the `members` of a class."""
+    if pick == "first":
+        return members[:count]
+    if pick == "centres":
+        return members[nearest_to_centres(thumbnails(to_pixels(train.images[members])), count, stream)]
+    return members[torch.randperm(len(members), generator=stream)[:count]]
 
 
 def as_parameterisation(value: Parameterisation | Factor) -> Parameterisation:
@@ -127,7 +136,7 @@ def check_init(kind: str, pick: str, resize: str) -> None:
     """
     for name, value, known in (
         ("init.kind", kind, ("mix", "real", "noise")),
-        ("init.pick", pick, ("seeded", "first")),
+        ("init.pick", pick, ("seeded", "centres", "first")),
         ("init.resize", resize, ("area", "nearest")),
     ):
         if value not in known:
