@@ -29,6 +29,8 @@ every_iterative_method = pytest.mark.parametrize("name", [n for n in METHODS if 
 
 #: Settings that make any method quick, where it has such keys.
 QUICK = {"steps": 4, "real_batch": 16, "synthetic_batch": 16}
+#: A narrow network owes the rest what a wide one does.
+NETWORK = "convnet:width=32"
 #: What a single sample per class needs: it has no covariance.
 ONE_SAMPLE = {"covariance_weight": 0.0}
 
@@ -45,7 +47,8 @@ def quick(name: str, **keys: Any) -> Method[Any]:
 
 
 def problem_of(data: LabelledDataset, **changes: Any) -> Problem:
-    given = {"ipc": 2, "parameterisation": (2, 2), "pool": untrained(data.spec, members=2), "runtime": Runtime()}
+    pool = untrained(data.spec, network=NETWORK, members=2)
+    given = {"ipc": 2, "parameterisation": (2, 2), "pool": pool, "network": NETWORK, "runtime": Runtime()}
     return Problem(spec=data.spec, train=data.train, **{**given, **changes})
 
 
@@ -180,7 +183,8 @@ def test_passes_grow_with_steps_classes_and_samples(name: str, toy_dataset: Labe
     passes = method.passes(problem)
     assert passes >= 2 * method.steps * len(problem.classes) * problem.samples
     assert quick(name, steps=2 * method.steps).passes(problem) > passes
-    assert method.passes(problem_of(toy_dataset, classes=(1,))) == pytest.approx(passes / 3)
+    # A shard does what its classes need, and all that does not depend on classes.
+    assert passes / 3 <= method.passes(problem_of(toy_dataset, classes=(1,))) < passes
     assert method.passes(problem_of(toy_dataset, ipc=1)) < passes
 
 
@@ -299,7 +303,7 @@ def test_a_run_never_touches_the_test_split(name: str, toy_dataset: LabelledData
         {
             "method": {"name": name, **quick_keys(name)},
             "ipc": 1,
-            "pool": {"members": 2, "epochs": 1},  # trained, so that the pool is under test as well
+            "pool": {"members": 2, "epochs": 1, "network": NETWORK},  # trained, so that the pool is under test as well
             "runtime": {"device": "cpu", "precision": "fp32", "threads": 1, "compile": False},
         }
     )

@@ -7,6 +7,7 @@ from . import dm as _dm  # noqa: F401
 from . import dsdm as _dsdm  # noqa: F401
 from . import dsdm_plus as _dsdm_plus  # noqa: F401
 from . import herding as _herding  # noqa: F401
+from . import idc as _idc  # noqa: F401
 from . import kcenter as _kcenter  # noqa: F401
 from . import m3d as _m3d  # noqa: F401
 from . import random as _random  # noqa: F401

@@ -6,15 +6,16 @@ gradient it gives the network is the gradient that real images give. DSA augment
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import UsageError
 from ..learning.augment import Draw, Strategy, draw_operations, strategy_for
-from ..learning.gradients import Gradients, Weights
+from ..learning.gradients import Weights
 from ..learning.inner import Batch, Learner, epoch_of
 from ..learning.optim import Descent, Rule
 from ..matching.gradients import cosine_distance
@@ -83,6 +84,7 @@ class DC(Method[DCState]):
     State = DCState
     clamps = False
     independent_classes = False
+    quick: ClassVar[Mapping[str, Any]] = {"outer": 2, "inner": 2}
 
     def init(self, problem: Problem) -> DCState:
         images = problem.initial_images()
@@ -120,14 +122,13 @@ class DC(Method[DCState]):
 
     def _distance(self, problem: Problem, network: Weights, samples: Tensor, step: int) -> Tensor:
         """Between the gradients of real and synthetic samples of each class, summed over classes."""
-        gradients = problem.kept("gradients", lambda: _gradients(problem))
         batches = problem.class_batches(self.config.real_batch, step)
         total = samples.new_zeros(())
         for row, (cls, images) in enumerate(zip(problem.classes, batches, strict=True)):
             draw = self._draw(problem, cls, step)
-            real = gradients(network, images, _labels(cls, images), draw)
+            real = problem.gradients(network, images, _labels(cls, images), draw)
             given = samples[row]
-            total = total + gradients.match(network, given, _labels(cls, given), draw, real, cosine_distance)
+            total = total + problem.gradients.match(network, given, _labels(cls, given), draw, real, cosine_distance)
         return total
 
     def _draw(self, problem: Problem, cls: int, step: int) -> Draw:
@@ -159,10 +160,6 @@ class DSA(DC):
     """DC with Siamese augmentation: real and synthetic batches of a class are augmented alike."""
 
     Config = DSAConfig
-
-
-def _gradients(problem: Problem) -> Gradients:
-    return Gradients(build_network(problem.network, problem.spec, 0).train(), problem.spec, problem.runtime)
 
 
 def _labels(cls: int, samples: Tensor) -> Tensor:

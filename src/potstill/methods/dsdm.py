@@ -19,7 +19,6 @@ from ..learning.optim import Descent
 from ..learning.pool import Pool
 from ..matching.features import calibrate, match_covariances, match_prototypes
 from ..matching.statistics import spread
-from ..seeding import generator
 from .base import METHODS, Method
 from .history import History
 from .problem import Problem
@@ -191,16 +190,7 @@ class DSDM(Method[DSDMState]):
 
     def _samples(self, problem: Problem, pixels: Tensor, step: int) -> Tensor:
         """At most `synthetic_batch` of the decoded samples of each class, `(K, M, C, H, W)`: the paper's B_S."""
-        samples = problem.decode(pixels)
-        count, limit = samples.shape[1], self.config.synthetic_batch
-        if count <= limit:
-            return samples
-        chosen = [
-            torch.randperm(count, generator=generator(problem.seed, "synthetic", c, step))[:limit]
-            for c in problem.classes
-        ]
-        index = torch.stack(chosen).to(samples.device)
-        return samples[torch.arange(len(samples), device=samples.device)[:, None], index]
+        return problem.chosen_samples(problem.decode(pixels), self.config.synthetic_batch, step)
 
     def _terms(
         self, problem: Problem, real: RealBatch, synthetic: Tensor, history: History, member: int, step: int

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import UsageError
 from ..learning.augment import Draw, Strategy, draw_operations
 from ..learning.extractor import Extractor
-from ..learning.gradients import Weights
+from ..learning.gradients import Gradients, Weights
 from ..learning.pool import Pool
 from ..machine.runtime import Runtime
 from ..networks import build_network
@@ -113,6 +113,11 @@ class Problem:
         return Extractor(build_network(self.network, self.spec, 0), self.spec, self.runtime)
 
     @cached_property
+    def gradients(self) -> Gradients:
+        """Gradients of any network of the problem's architecture, batch norm as in training."""
+        return Gradients(build_network(self.network, self.spec, 0).train(), self.spec, self.runtime)
+
+    @cached_property
     def sampler(self) -> ClassSampler:
         return ClassSampler(self.train.labels, self.spec.num_classes, self.seed, classes=self.spec.classes)
 
@@ -164,6 +169,15 @@ class Problem:
         size = self.batch_size(size)
         index = torch.stack([self.sampler.batch(c, number, size) for c in self.classes])
         return self.resident_images[index.to(self.resident_images.device)]
+
+    def chosen_samples(self, samples: Tensor, most: int, number: int) -> Tensor:
+        """At most `most` of decoded samples `(K, M, ...)` of each class, drawn for batch number `number`."""
+        count = samples.shape[1]
+        if count <= most:
+            return samples
+        chosen = [torch.randperm(count, generator=generator(self.seed, "synthetic", c, number)) for c in self.classes]
+        index = torch.stack([order[:most] for order in chosen]).to(samples.device)
+        return samples[torch.arange(len(samples), device=samples.device)[:, None], index]
 
     def class_draw(self, strategy: Strategy, number: int) -> Draw:
         """One augmentation row per class for batch number `number`; the operations are shared by all classes."""
