@@ -58,15 +58,33 @@ _ASKED = re.compile(r"(?:tried to|unable to) allocate ([\d.]+ ?\w+)", re.IGNOREC
 
 def out_of_memory(error: Exception) -> RunError | None:
     """What to tell the user where `error` means that memory ran out, None where it means something else."""
+    if (shortage := _shortage(error)) is None:
+        return None
+    return RunError(
+        f"{shortage}: ask for less (a smaller --ipc, --method.real_batch, data set or network, --at-once 1), or free "
+        "some memory, and try again"
+    )
+
+
+def refuse_out_of_memory(error: Exception, what: str) -> None:
+    """For a broad `except`, which would call it damage.
+
+    Raises:
+        RunError: `error` means that memory ran out on `what`.
+    """
+    if shortage := _shortage(error):
+        raise RunError(
+            f"{what}: {shortage}; free some memory, or take another copy where it cannot need that much"
+        ) from error
+
+
+def _shortage(error: Exception) -> str | None:
     text = str(error)
     said = isinstance(error, (RuntimeError, OSError)) and _NO_MEMORY.search(text)
     if not said and not isinstance(error, MemoryError):
         return None
     asked = _ASKED.search(text)
-    return RunError(
-        f"out of memory{f' when {asked[1]} more were asked for' if asked else ''}: ask for less (a smaller --ipc, "
-        "--method.real_batch, data set or network, --at-once 1), or free some memory, and try again"
-    )
+    return f"out of memory{f' when {asked[1]} more were asked for' if asked else ''}"
 
 
 def reason(error: Exception) -> str:

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from .errors import DataError
+from .errors import DataError, refuse_out_of_memory
 
 #: Where the checksum lies among the facts of a file.
 CHECKSUM = "checksum"
@@ -111,5 +111,6 @@ def _encoded(header: dict[str, Any]) -> bytes:
 
 
 def _damaged(path: Path, what: str, error: Exception, remedy: str) -> DataError:
+    refuse_out_of_memory(error, str(path))
     reason = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())[:200]
     return DataError(f"{path}: damaged {what} ({reason}); {remedy}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import UsageError
+from ..errors import UsageError, refuse_out_of_memory
 from .base import Backbone, Maps
 
 
@@ -73,6 +73,7 @@ def _linear_layers_in_order(module: nn.Module, name: str, shape: tuple[int, int,
         with torch.no_grad():
             made = module.eval()(torch.zeros(2, *shape))
     except Exception as error:  # whatever the user's code raises
+        refuse_out_of_memory(error, f"network {name!r}")
         raise UsageError(f"network {name!r} fails on images {shape}: {_line(error)}") from error
     finally:
         module.train(was_training)
@@ -103,6 +104,7 @@ def find_factory(name: str) -> Callable[[tuple[int, int, int], int], object]:
         try:
             return found(shape, num_classes)
         except Exception as error:  # whatever the user's code raises
+            refuse_out_of_memory(error, f"network {name!r}")
             raise UsageError(f"network {name!r} cannot be built for images {shape}: {_line(error)}") from error
 
     return build

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-from ...errors import DataError
+from ...errors import DataError, PotstillError, refuse_out_of_memory
 from ..records import FORMATS, RawDataset, RawSplit, Size, check_memory, logger, reason
 
 # Keys of images and labels; the second spelling is MedMNIST's. The first pair found is the split.
@@ -38,7 +38,7 @@ def read_npz(source: Any, size: Size | None) -> RawDataset | None:
     try:
         with zipfile.ZipFile(source) as archive:
             return _read_archive(source, archive)
-    except DataError:
+    except PotstillError:
         raise
     except Exception as problem:  # zipfile and zlib fail in many ways on damaged files
         raise _unreadable(source, "the archive", problem) from problem
@@ -87,7 +87,7 @@ def _array(path: Path, archive: zipfile.ZipFile, member: str) -> np.ndarray:
         check_memory(said, f"{path} ({key})")
         with archive.open(member) as file:
             array = npy.read_array(file, allow_pickle=False)
-    except DataError:
+    except PotstillError:
         raise
     except Exception as problem:  # as above
         raise _unreadable(path, key, problem) from problem
@@ -97,6 +97,7 @@ def _array(path: Path, archive: zipfile.ZipFile, member: str) -> np.ndarray:
 
 
 def _unreadable(path: Path, what: str, problem: Exception) -> DataError:
+    refuse_out_of_memory(problem, str(path))
     return DataError(
         f"{path}: {what} cannot be read ({reason(problem)}), expected an .npz of plain numbers and strings"
     )

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from ...errors import DataError, MissingExtra, UsageError
+from ...errors import DataError, MissingExtra, UsageError, refuse_out_of_memory
 from ..records import FORMATS, RawDataset, RawSplit, Size, logger, reason
 from .folder import is_saved_by_datasets
 from .pictures import Picture, decode, plan
@@ -70,6 +70,7 @@ def _load_from_disk(path: Path) -> Any:
     try:
         return load_from_disk(str(path))
     except Exception as problem:  # of pyarrow, of json: all mean the same to the user
+        refuse_out_of_memory(problem, str(path))
         raise DataError(f"{path}: cannot be read ({reason(problem)}), expected a folder of save_to_disk") from problem
 
 

@@ -12,7 +12,7 @@ from statistics import median_low
 import numpy as np
 from PIL import Image, ImageOps
 
-from ...errors import DataError
+from ...errors import DataError, refuse_out_of_memory
 from ..records import MIN_SIDE, Size, as_sides, check_memory, logger, reason
 
 SUFFIXES = (
@@ -106,6 +106,7 @@ def _open(picture: Picture) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return picture.open()
     except Exception as problem:  # decoders fail in many ways, not all of them OSError
+        refuse_out_of_memory(problem, picture.name)
         raise DataError(
             f"{picture.name}: cannot be opened ({reason(problem)}), expected a readable picture"
         ) from problem
@@ -118,6 +119,7 @@ def _pixels(picture: Picture, plan: Plan) -> np.ndarray:
                 image = image.convert("RGBA")  # else Pillow warns about palettes whose colours are transparent
             image = image.convert(plan.mode)
         except Exception as problem:  # as above
+            refuse_out_of_memory(problem, picture.name)
             raise DataError(
                 f"{picture.name}: cannot be decoded ({reason(problem)}), expected a complete picture"
             ) from problem

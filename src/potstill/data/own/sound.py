@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...errors import DataError, MissingExtra
+from ...errors import DataError, MissingExtra, refuse_out_of_memory
 from ...spectrogram import LENGTH, RATE, log_spectrograms
 from ..records import FORMATS, RawDataset, RawSplit, Size, logger, reason
 from .folder import Files, class_files, is_saved_by_datasets, labels_of, paths_of, split_roots
@@ -83,6 +83,7 @@ def read_clip(path: Path) -> tuple[np.ndarray, int]:
     try:
         samples, rate = soundfile.read(path, frames=LONGEST, dtype="float32", always_2d=True)
     except Exception as problem:  # decoders fail in many ways
+        refuse_out_of_memory(problem, str(path))
         raise DataError(f"{path}: cannot be read ({reason(problem)}), expected a complete clip") from problem
     if not len(samples) or not np.isfinite(samples).all():
         raise DataError(f"{path}: {len(samples)} samples, expected at least one, all of them finite")

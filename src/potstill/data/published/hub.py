@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...errors import DataError, MissingExtra
+from ...errors import DataError, MissingExtra, refuse_out_of_memory
 from ..own.objects import read_huggingface
 from ..records import DATASETS, RawDataset, logger, reason
 
@@ -47,6 +47,7 @@ def from_hub(name: str) -> RawDataset:
     try:
         content = load_dataset(place.name, place.config, revision=place.revision)
     except Exception as problem:  # of the network, the server, the library's cache: all mean the same to the user
+        refuse_out_of_memory(problem, name)
         failed = f"{name}: download from {address} failed ({reason(problem)})"
         raise DataError(f"{failed}: check the connection, or place the published files") from problem
     raw = read_huggingface(content, None)

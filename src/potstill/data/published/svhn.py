@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import DataError, MissingExtra
+from ...errors import DataError, MissingExtra, refuse_out_of_memory
 from ..records import DATASETS, KnownSet, MissingFiles, RawSplit, reason
 
 FILES = ("train_32x32.mat", "test_32x32.mat")
@@ -30,6 +30,7 @@ def _read(path: Path) -> RawSplit:
     try:
         content = loadmat(path, variable_names=("X", "y"))
     except Exception as problem:  # a damaged file fails in any way
+        refuse_out_of_memory(problem, str(path))
         raise DataError(f"{path}: cannot be read ({reason(problem)}), expected the published .mat file") from problem
     images, labels = content.get("X"), content.get("y")
     if images is None or labels is None or images.ndim != 4 or images.shape[:3] != (32, 32, 3):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import DataError
+from ...errors import DataError, refuse_out_of_memory
 from ..records import reason
 
 _RECONSTRUCT = {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")}
@@ -82,6 +82,7 @@ def read_arrays(path: Path) -> dict[str, Any]:
             "fetch the published file"
         ) from None
     except Exception as problem:  # a damaged pickle fails in any way: it is a program that lost its end
+        refuse_out_of_memory(problem, str(path))
         raise DataError(
             f"{path}: is no readable pickle ({reason(problem)}), expected a dictionary of arrays"
         ) from problem
