@@ -56,6 +56,36 @@ def test_compiled_code_is_kept_between_processes_and_mended_after_a_kill(tmp_pat
     assert library.stat().st_size > 1000
 
 
+DAMAGES = """
+import os
+from pathlib import Path
+
+import torch
+from potstill.machine.runtime import Runtime
+
+runtime = Runtime(compile=True)
+runtime.start()
+for library in Path(os.environ["POTSTILL_CACHE_DIR"]).rglob("*.main.so"):
+    library.write_bytes(b"")
+x = torch.ones(3, requires_grad=True)
+runtime.compiled(lambda x: (x * 2).square().sum())(x).backward()
+print(x.grad.tolist())
+"""
+
+
+@pytest.mark.slow
+def test_libraries_damaged_after_the_start_are_compiled_again_that_of_the_backward_graph_too(tmp_path: Path) -> None:
+    """As another process leaves them that is killed while it links what this one needs as well."""
+    surroundings = {**os.environ, "POTSTILL_CACHE_DIR": str(tmp_path)}
+    surroundings.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    for mended in (0, 2):
+        done = subprocess.run(
+            [sys.executable, "-c", DAMAGES], env=surroundings, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == "[8.0, 8.0, 8.0]"
+        assert done.stderr.count("left half written by a run that was stopped; compiling it again") == mended
+
+
 def failing(reason: Exception, calls: list[Exception]) -> Callable[[], None]:
     def fails() -> None:
         calls.append(reason)

@@ -25,6 +25,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def compiled(function: F) -> F:
     """`function` through torch.compile, with static shapes and as one graph."""
+    from torch._functorch import config  # not above: the compiler takes seconds to import
+
+    # The backward graph too within the call, where it can be mended; autograd would compile it far from here.
+    config.force_non_lazy_backward_lowering = True
     return _mending(torch.compile(function, dynamic=False, fullgraph=True))  # type: ignore[return-value]
 
 
