@@ -79,6 +79,7 @@ def add_keep_snapshots(parser: argparse.ArgumentParser, text: str) -> None:
 def add_told(parser: argparse.ArgumentParser) -> None:
     """What the user says of a set whose file does not say it: a `.pt` of another code base."""
     parser.add_argument("--dataset", metavar="NAME|PATH", help="the data set, where the set's file does not say")
+    add_key(parser, "--size", "data.size", type=int, help="side that images of a folder were brought to")
     parser.add_argument("--factor", type=factor, metavar="F|R,C", help="factor of a .pt set")
     text = "whether a .pt set holds normalised images (default: as scripts of its form do)"
     parser.add_argument("--normalised", type=truth, metavar="true|false", help=text)

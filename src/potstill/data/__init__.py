@@ -104,4 +104,6 @@ def _existing_path(source: str | os.PathLike[str]) -> Path:
         raise UsageError(
             f"unknown data set {source!r}: known are {', '.join(DATASETS)}; the path of a folder or .npz works too"
         )
-    raise DataError(f"{path}: no such file or folder, expected a folder of pictures or an .npz file")
+    raise DataError(
+        f"{path}: no such file or folder, expected a folder of pictures or an .npz file; name its new place if it moved"
+    )

@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data import load_dataset
+from ..data import DATASETS, load_dataset
+from ..errors import UsageError
 from ..recipe import Recipe, resolve
 from ..sets.parameterisations import Factor
 from ..sets.read import check_told, read_set
 from ..sets.synthetic import SyntheticSet
-from ..spec import LabelledDataset
+from ..spec import DatasetSpec, LabelledDataset
 from .distil import read_run_recipe
 from .store import RunStore
 
@@ -68,9 +69,23 @@ def find_subject(
         folder = run.root
     else:
         found = read_set(path, factor=factor, normalised=normalised) if dataset is None else None
-        named = {"data.name": found.spec.name} if found else named
-        recipe = resolve(named, *layers, scoring)
+        recipe = resolve(_data_of(path, found.spec) if found else named, *layers, scoring)
         data = load_data(recipe, data_dir=data_dir, download=download)
         synthetic = found or read_set(path, data.spec, factor=factor, normalised=normalised)
         folder = path if path.is_dir() else path.with_suffix(".scores")
     return Subject(synthetic, data, recipe, RunStore(out or folder))
+
+
+def _data_of(path: Path, spec: DatasetSpec) -> Mapping[str, Any]:
+    """What a recipe says of the data that the set in `path` stands for: a known name, or the place its run recorded.
+
+    Raises:
+        UsageError: data of one's own, and the set no longer lies in its run's folder.
+    """
+    if spec.name in DATASETS:
+        return {"data.name": spec.name}
+    file = path.resolve() / "distilled.safetensors" if path.is_dir() else path.resolve()
+    for run in map(RunStore, file.parents):
+        if file in (run.distilled, *run.kept_sets().values()) and run.config.exists():
+            return {"data": read_run_recipe(run).to_dict()["data"]}
+    raise UsageError(f"{path}: stands for {spec.name!r}, data of your own: say where they are with --dataset PATH")

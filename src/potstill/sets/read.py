@@ -68,5 +68,6 @@ def _check_fit(file: Path, own: DatasetSpec, spec: DatasetSpec) -> None:
     if (own.shape, own.num_classes) != (spec.shape, spec.num_classes):
         raise DataError(
             f"{file}: stands for {own.name} with {own.num_classes} classes of shape {own.shape}, "
-            f"expected {spec.num_classes} of shape {spec.shape} as in {spec.name}"
+            f"expected {spec.num_classes} of shape {spec.shape} as in {spec.name}; "
+            "name the right data, or the size that its pictures had (--size)"
         )
