@@ -652,6 +652,38 @@ def test_a_set_file_is_evaluated_like_its_run(
     assert [s["seed"] for s in of_run["scores"]] == [s["seed"] for s in of_file["scores"]]
 
 
+def test_a_set_of_data_of_ones_own_finds_them_by_its_run_and_asks_for_them_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "mine.npz", x_train=images, y_train=np.arange(12) % 3, x_test=images, y_test=np.arange(12) % 3)
+    monkeypatch.chdir(tmp_path)
+    words = ["--method", "random", "--ipc", "1", "--factor", "1", "--size", "10", *EAGER, "--out", "run", "-q"]
+    assert main(["distill", "--dataset", "mine.npz", *words]) == 0
+    monkeypatch.chdir(tmp_path / "run")
+    for name in ("distilled.safetensors", "."):
+        place = tmp_path / "run" / "synthetic" / name
+        scored = document(["evaluate", str(place), "--nets", "1", "--epochs", "1", "--out", "s", "-q", *EAGER], capsys)
+        assert len(scored["scores"]) == 1
+    shutil.copy(tmp_path / "run" / "synthetic" / "distilled.safetensors", tmp_path / "set.safetensors")
+    alone = ["evaluate", str(tmp_path / "set.safetensors"), "--nets", "1", "--epochs", "1", "-q", *EAGER]
+    assert main(alone) == 2
+    assert "stands for 'mine', data of your own: say where they are with --dataset PATH" in one_error_line(capsys)
+    assert main([*alone, "--dataset", str(tmp_path / "mine.npz")]) == 3
+    assert "the size that its pictures had (--size)" in one_error_line(capsys)
+    assert len(document([*alone, "--dataset", str(tmp_path / "mine.npz"), "--size", "10"], capsys)["scores"]) == 1
+
+
+def test_a_step_to_keep_beyond_the_last_is_refused_before_data_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--dataset", "no/such", "--keep-snapshots", "3,9", "--out", str(tmp_path / "x"), "-q"]
+    assert main(["distill", "--method", "dm", "--method.steps", "8", *words]) == 2
+    assert "saving.keep=9: need steps up to 8" in one_error_line(capsys)
+    assert main(["compare", "--methods", "random,dm", "--methods.dm.steps", "8", *words]) == 2
+    assert "saving.keep=9: need steps up to 8" in one_error_line(capsys)
+
+
 def test_scores_lie_in_the_run_folder_and_the_seed_is_of_the_networks(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -104,7 +104,8 @@ def test_a_missing_network_or_too_few_images_are_refused_with_the_remedy(
 ) -> None:
     pool = untrained(toy_dataset.spec, members=2)
     problem = Problem(spec=toy_dataset.spec, train=toy_dataset.train, ipc=1, pool=pool)
-    with pytest.raises(UsageError, match=r"method.member=2: the pool has networks 0..1"):
-        METHODS[name](CoresetConfig(member=2)).init(problem)
+    for refusing in (METHODS[name](CoresetConfig(member=2)).init, METHODS[name](CoresetConfig(member=2)).check):
+        with pytest.raises(UsageError, match=r"method.member=2: the pool has networks 0..1; raise pool.members"):
+            refusing(problem)
     with pytest.raises(DataError, match="41"):
         METHODS[name]().init(Problem(spec=toy_dataset.spec, train=toy_dataset.train, ipc=41, pool=pool))

@@ -30,7 +30,7 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from ..run.distil import distill_run
+    from ..run.distil import check_kept_steps, distill_run
     from ..run.store import RunStore
     from ..run.study import Cell, Study
 
@@ -44,6 +44,7 @@ def run(options: argparse.Namespace) -> None:
         raise UsageError("no folder for the run: add --out DIR")
     store = RunStore(folder)
     recipe = _recipe(options, store)
+    check_kept_steps(recipe)
     synthetic = distill_run(
         recipe,
         shared.data_of(options, recipe),

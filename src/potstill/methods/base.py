@@ -64,6 +64,14 @@ class Method(ABC, Generic[S]):
         """
         return 0
 
+    def check(self, problem: Problem) -> None:
+        """Refuse what cannot work while nothing is trained; the pool may be one without any weights.
+
+        Raises:
+            UsageError, DataError: keys and data that do not fit each other.
+        """
+        self.init(problem)
+
     @abstractmethod
     def init(self, problem: Problem) -> S:
         """The state before the first step."""

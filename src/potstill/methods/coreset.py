@@ -52,15 +52,19 @@ class Coreset(Method[State]):
     def select(self, features: Tensor, count: int) -> Tensor:
         """Row numbers `(count,)` of `features` `(N, D)`, one class's real images, in the order of choice."""
 
+    def check(self, problem: Problem) -> None:
+        member, networks = self.config.member, len(problem.require_pool(self.name))
+        if member >= networks:
+            raise UsageError(f"method.member={member}: the pool has networks 0..{networks - 1}; raise pool.members")
+        for cls in problem.classes:
+            problem.sampler.require(cls, problem.ipc)
+
     def init(self, problem: Problem) -> State:
-        pool, member = problem.require_pool(self.name), self.config.member
-        if not 0 <= member < len(pool):
-            raise UsageError(f"method.member={member}: the pool has networks 0..{len(pool) - 1}")
-        weights = pool.members[member]
+        self.check(problem)
+        weights = problem.require_pool(self.name).members[self.config.member]
         return State(0, torch.stack([self._images_of(problem, weights, c) for c in problem.classes]))
 
     def _images_of(self, problem: Problem, weights: Weights, cls: int) -> Tensor:
-        problem.sampler.require(cls, problem.ipc)
         images = problem.resident_images[problem.sampler.indices(cls).to(problem.resident_images.device)]
         (features,) = problem.extractor.embed(weights, images[None], PLAIN)
         return to_pixels(images[self.select(features, problem.ipc)])

@@ -22,7 +22,7 @@ from ..matching.statistics import spread
 from .base import METHODS, Method
 from .history import History
 from .problem import Problem
-from .real_features import RealBatch, bank, real_batch
+from .real_features import RealBatch, bank, draws_within, real_batch
 from .state import Metrics, State
 
 
@@ -148,6 +148,8 @@ class DSDM(Method[DSDMState]):
                 f"ipc={problem.ipc} at factor 1 gives {problem.samples} sample per class, which has no covariance: "
                 "set method.covariance_weight=0, or use factor 2 or ipc 2"
             )
+        if config.real_statistics == "bank":
+            _ = draws_within(config.bank_gigabytes, problem, len(pool), config.real_batch, config.bank_draws)
         slots = len(pool) if config.history_scope == "per_network" else 1
         history = History.empty(slots, images, problem.extractor.network.feature_width)
         return DSDMState(

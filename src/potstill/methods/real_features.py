@@ -46,6 +46,23 @@ def bank(problem: Problem, pool: Pool, strategy: Strategy, *, size: int, draws: 
     return problem.kept(("bank", strategy, size, draws, gigabytes), make)
 
 
+def draws_within(gigabytes: float, problem: Problem, networks: int, size: int, draws: int) -> int:
+    """As many of `draws` for each network as a bank of that size has room for.
+
+    Raises:
+        UsageError: for less than one.
+    """
+    # Of all classes, whatever the shard: the number of draws decides which batches are seen.
+    rows = networks * problem.spec.num_classes * problem.batch_size(size)
+    one = rows * problem.extractor.network.feature_width * 2 / 1e9
+    if one > gigabytes:
+        raise UsageError(
+            f"method.bank_gigabytes={gigabytes:g}: one draw for {networks} networks takes {one:.2f} GB; "
+            "raise it, lower method.real_batch or use real_statistics=fresh"
+        )
+    return int(min(draws, gigabytes / one))
+
+
 class Bank:
     """Feature batches kept per network: an approximation that saves two thirds of the work at IPC 10.
 
@@ -62,16 +79,8 @@ class Bank:
     """
 
     def __init__(self, problem: Problem, pool: Pool, strategy: Strategy, *, size: int, draws: int, gigabytes: float):
-        # Of all classes, whatever the shard: the number of draws decides which batches are seen.
-        rows = len(pool) * problem.spec.num_classes * problem.batch_size(size)
-        one = rows * problem.extractor.network.feature_width * 2 / 1e9
-        if one > gigabytes:
-            raise UsageError(
-                f"method.bank_gigabytes={gigabytes:g}: one draw for {len(pool)} networks takes {one:.2f} GB; "
-                "raise it, lower method.real_batch or use real_statistics=fresh"
-            )
         self.problem, self.pool, self.strategy, self.size = problem, pool, strategy, size
-        self.draws = int(min(draws, gigabytes / one))
+        self.draws = draws_within(gigabytes, problem, len(pool), size, draws)
         self._kept: dict[int, tuple[Tensor, Scatter]] = {}  # by batch number
         if problem.features:
             numbers = range(len(pool) * self.draws)

@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..recipe import Recipe, resolve
 from ..sets.synthetic import SyntheticSet
 from ..spec import LabelledDataset
-from .distil import distill_run
+from .distil import check_kept_steps, distill_run
 from .progress import Reporter
 from .store import RunStore
 
@@ -73,6 +73,7 @@ def distill(
     keys = {f"method.{key}": value for key, value in method_keys.items()}
     chosen = {key: value for key, value in given.items() if value is not None}
     resolved = resolve({"data.name": data.spec.name}, recipe or {}, chosen, keys).on(data)
+    check_kept_steps(resolved)
     reporter = Reporter(quiet=quiet)
     cache_folder = Path(cache) if cache else None
     if out is not None:

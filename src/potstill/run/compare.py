@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 from ..errors import Interrupted, reason
 from ..evaluation import Scores
+from ..networks import build_network
 from ..recipe import Recipe
 from ..sets.parameterisations import Factor
 from ..spec import LabelledDataset
-from .distil import distill_run
+from .distil import check_kept_steps, distill_run
 from .progress import Reporter
 from .score import evaluate_full_data, evaluate_in_few_bits, evaluate_kept, evaluate_set
 from .store import FULL_DATA, RunStore
@@ -76,6 +77,7 @@ def run_study(
         UsageError: a folder that holds a run of another recipe (before any work is done).
         Interrupted: by a signal; the same call goes on.
     """
+    check_kept_steps(*(cell.recipe for cell in study.cells))
     loaded = load_cells(study, load)
     study = study.on(loaded)
     claim(study, out, overwrite=overwrite)
@@ -119,6 +121,7 @@ def _distil_and_score(
     cache: Path | None,
     overwrite: bool,
 ) -> Scores:
+    _ = build_network(cell.recipe.evaluation.network, data.spec, 0)  # refused here, not after the set is made
     try:
         synthetic = distill_run(cell.recipe, data, store, reporter, cache=cache, resume=True, overwrite=overwrite)
     finally:

@@ -84,11 +84,19 @@ def _check(recipe: Recipe, method: Method[Any], data: LabelledDataset) -> None:
             refuses.
     """
     problem = bare_problem(recipe, data, distilling_runtime(recipe, method, data), _untrained_pool(recipe, method))
-    if method.steps or not method.needs_pool:
-        method.init(problem)  # which looks at the pool's size alone
-    else:  # its `init` is all its work
-        for cls in problem.classes:
-            problem.sampler.require(cls, recipe.ipc)
+    method.check(problem)
+
+
+def check_kept_steps(*recipes: Recipe) -> None:
+    """Refuse a step to keep the set of that no run comes to: of a comparison's, the shorter ones end before.
+
+    Raises:
+        UsageError: it lies beyond the steps of all; a method without any has none to keep.
+    """
+    steps = max((recipe.build_method().steps for recipe in recipes), default=0)
+    beyond = [step for recipe in recipes for step in recipe.saving.keep if step > steps]
+    if steps and beyond:
+        raise UsageError(f"saving.keep={beyond[0]}: need steps up to {steps}, the last; keep others or take more steps")
 
 
 def _problem(
