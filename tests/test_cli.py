@@ -35,7 +35,7 @@ from potstill.run.progress import Reporter
 from potstill.run.store import RunStore
 from potstill.sets.synthetic import SyntheticSet
 
-VERBS = ["distill", "evaluate", "compare", "pretrain", "export", "report", "list"]
+VERBS = ["distill", "evaluate", "compare", "pretrain", "export", "report", "reproduce", "list"]
 KINDS = ["methods", "datasets", "networks", "recipes", "protocols", "keys"]
 EAGER = ["--device", "cpu", "--precision", "fp32", "--threads", "1", "--compile", "false"]
 DIGITS = ["distill", "--dataset", "digits", "--ipc", "1", *EAGER]

@@ -17,10 +17,10 @@ from contextlib import suppress
 from .. import _version
 from ..errors import Interrupted, PotstillError, RunError, UsageError, out_of_memory, printable
 from ..run.signals import interruptible
-from . import compare, distill, evaluate, export, list, pretrain, report
+from . import compare, distill, evaluate, export, list, pretrain, report, reproduce
 from .options import EXIT_CODES
 
-VERBS = (distill, evaluate, compare, pretrain, export, report, list)
+VERBS = (distill, evaluate, compare, pretrain, export, report, reproduce, list)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from ..files import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
+    from ..run.estimate import Estimate
     from ..run.progress import Reporter
     from ..run.study import Study
     from ..spec import LabelledDataset
@@ -167,7 +168,10 @@ def show_estimates(options: argparse.Namespace, study: Study, out: Path | None) 
     def load(recipe: Recipe) -> LabelledDataset:
         return data_of(options, recipe)
 
-    found = estimate(study, load, out=out, reporter=reporter_of(options), cache=options.cache_dir)
+    print_estimates(options, estimate(study, load, out=out, reporter=reporter_of(options), cache=options.cache_dir))
+
+
+def print_estimates(options: argparse.Namespace, found: Sequence[Estimate]) -> None:
     heads = ("cell", "stands", "pool, s", "distil, s", "evaluate, s", "memory, MB", "disk, MB")
     lines = [
         (e.cell, e.stands, *(f"{s:,.0f}" for s in (e.pool_seconds, e.distill_seconds, e.evaluate_seconds)),

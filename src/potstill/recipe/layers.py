@@ -17,6 +17,8 @@ from .text import from_yaml
 
 Layer = Mapping[str, Any]
 
+#: The folder of the shipped studies, which are no recipes (run/paper.py).
+STUDIES = "paper/"
 #: Bytes of a recipe file at most: the longest shipped one has a few hundred.
 LARGEST_FILE = 1_000_000
 #: Sections within sections, and more than any recipe has.
@@ -107,7 +109,7 @@ def parse_recipe(text: str, source: str) -> dict[str, Any]:
 
 def recipe_names() -> list[str]:
     """Names of the recipes in the package."""
-    return sorted(_shipped())
+    return sorted(name for name in _shipped() if not name.startswith(STUDIES))
 
 
 def parse_assignments(words: Iterable[str]) -> dict[str, Any]:

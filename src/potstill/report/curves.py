@@ -44,7 +44,7 @@ def loss_curves(metrics: Sequence[Mapping[str, Any]]) -> str:
     from matplotlib.figure import Figure
 
     window = smoothing_window(len(metrics))
-    with _style():
+    with style():
         panels = 2 if _series(metrics, _spread)[0] else 1
         figure = Figure(figsize=(5.4, 3.3 if panels == 1 else 4.8), layout="constrained")
         axes = figure.subplots(panels, 1, sharex=True, squeeze=False, height_ratios=(2, 1)[:panels])[:, 0]
@@ -52,7 +52,7 @@ def loss_curves(metrics: Sequence[Mapping[str, Any]]) -> str:
         if panels == 2:
             _draw_spread(axes[1], metrics, window)
         axes[-1].set_xlabel(_step_label(window))
-        return _svg(figure)
+        return svg_of(figure)
 
 
 def cost_figure(curves: Sequence[CostCurve], labels: Sequence[str]) -> str:
@@ -65,7 +65,7 @@ def cost_figure(curves: Sequence[CostCurve], labels: Sequence[str]) -> str:
     """
     from matplotlib.figure import Figure
 
-    with _style():
+    with style():
         figure = Figure(figsize=(5.4, 3.3), layout="constrained")
         axes = figure.subplots()
         for i, (curve, label) in enumerate(zip(curves, labels, strict=True)):
@@ -84,12 +84,12 @@ def cost_figure(curves: Sequence[CostCurve], labels: Sequence[str]) -> str:
         axes.set_xlabel("core-minutes from nothing (pool and distilling)")
         axes.set_ylabel("accuracy, %")
         axes.grid(True)
-        _legend(axes, len(curves))
-        return _svg(figure)
+        legend(axes, len(curves))
+        return svg_of(figure)
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     """Our settings alone: a user's own matplotlibrc must not change the picture."""
     import matplotlib.style
 
@@ -100,14 +100,15 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _svg(figure: Any) -> str:
+def svg_of(figure: Any) -> str:
+    """A stand-alone SVG without a date, in the colour of the text around it."""
     buffer = StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     return buffer.getvalue().replace(_INK, "currentColor")
 
 
-def _legend(axes: Any, entries: int) -> None:
+def legend(axes: Any, entries: int) -> None:
     """Above the axes, where it hides nothing."""
     columns = 4 if entries <= 4 else 3
     place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "frameon": False}
@@ -141,7 +142,7 @@ def _draw_terms(axes: Any, metrics: Sequence[Mapping[str, Any]], window: int) ->
     axes.grid(True)
     if drawn:
         axes.set_yscale("log")
-        _legend(axes, drawn)
+        legend(axes, drawn)
 
 
 def _draw_spread(axes: Any, metrics: Sequence[Mapping[str, Any]], window: int) -> None:

@@ -101,7 +101,7 @@ def render_report(records: Sequence[RunRecord]) -> str:
         most_classes=MOST_CLASSES,
         full_data=any(row.method == FULL_DATA_ROW for row in rows),
         curves=[
-            CurveFigure(_label(record, shown), _inline(loss_curves(record.metrics), f"c{i}-"))
+            CurveFigure(_label(record, shown), inline_svg(loss_curves(record.metrics), f"c{i}-"))
             for i, record in enumerate(shown)
             if record.metrics
         ],
@@ -123,7 +123,7 @@ def _cost_figures(curves: Sequence[CostCurve]) -> list[CurveFigure]:
         methods = [curve.method for curve in drawn]
         labels = [c.method if methods.count(c.method) == 1 else f"{c.method} ({c.runs[0]})" for c in drawn]
         caption = f"{dataset}, IPC {ipc}: {network}, protocol {protocol}, {epochs:,} epochs"
-        figures.append(CurveFigure(caption, _inline(cost_figure(drawn, labels), f"a{i}-")))
+        figures.append(CurveFigure(caption, inline_svg(cost_figure(drawn, labels), f"a{i}-")))
     return figures
 
 
@@ -186,7 +186,7 @@ def _as_lines(record: dict[str, Any]) -> str:
     return "\n".join(f"{k}: {v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)}" for k, v in entries)
 
 
-def _inline(svg: str, prefix: str) -> str:
+def inline_svg(svg: str, prefix: str) -> str:
     """An SVG as part of a page: without prolog and namespaces, and with ids that no other figure has."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg)

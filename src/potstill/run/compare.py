@@ -64,6 +64,7 @@ def run_study(
     overwrite: bool = False,
     full_data_epochs: int | None = None,
     curve: bool = False,
+    each: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
     """Distil and score every cell; finished work is kept, a failure is an outcome, not the end.
 
@@ -73,6 +74,7 @@ def run_study(
         load: the data that a recipe names; called once for each data section.
         full_data_epochs: after the cells, train the evaluation networks on the whole training split for so long.
         curve: after that, score the sets that iterative methods kept on the way, for accuracy against cost.
+        each: told of every cell as it ends, before its curve.
     Raises:
         UsageError: a folder that holds a run of another recipe (before any work is done).
         Interrupted: by a signal; the same call goes on.
@@ -87,6 +89,8 @@ def run_study(
         store, data = RunStore(out / cell.name), loaded[cell.name]
         told = _attempt(reporter, _distil_and_score, cell, study.holdout, data, store, reporter, cache, overwrite)
         outcomes.append(Outcome(cell.label, cell.recipe.ipc, cell.recipe.seed, store.root, *told))
+        if each:
+            each(outcomes[-1])
     if full_data_epochs is not None:
         recipe, store = study.cells[0].recipe, RunStore(out / FULL_DATA)
         data = loaded[study.cells[0].name]

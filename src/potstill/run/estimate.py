@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..errors import PotstillError, reason
 from ..evaluation import evaluate_once, evaluation_seeds, find_protocol
 from ..files import default_cache
 from ..learning.fit import fit
@@ -23,12 +24,11 @@ from ..methods import Problem, State
 from ..networks import build_network
 from ..recipe import Recipe
 from ..seeding import derive
-from ..sets.synthetic import SyntheticSet
 from ..spec import LabelledDataset, Split
 from .distil import bare_problem, distilling_runtime
 from .environment import forget_peak_memory, peak_memory_mb
 from .progress import Reporter
-from .store import RunStore
+from .store import RunStore, score_name
 from .study import Cell, Study, load_cells
 
 #: Steps that are timed after the first, and images that an epoch is timed on at most.
@@ -69,6 +69,8 @@ def estimate(
 
     Args:
         out: where earlier calls left finished runs; None for nowhere.
+    Raises:
+        PotstillError: the only cell cannot be run; of several, such a one stands as `fails: ...`.
     """
     data, pools = load_cells(study, load), set[Any]()
     timed: dict[str, Estimate] = {}
@@ -81,7 +83,10 @@ def estimate(
         alike = replace(cell.recipe, seed=0).to_yaml()  # another seed takes as long
         if alike not in timed:
             reporter.say(f"timing {cell.name}")
-            timed[alike] = _timed(cell, data[cell.name])
+            timed[alike] = _timed_or_failed(cell, data[cell.name], alone=len(study.cells) == 1)
+        if timed[alike].stands.startswith("fails"):
+            found.append(replace(timed[alike], cell=cell.name))
+            continue
         whole = replace(timed[alike], cell=cell.name, stands=stands)
         if stands == "to be scored":
             found.append(replace(whole, distill_seconds=0.0))
@@ -100,9 +105,23 @@ def _stands(cell: Cell, store: RunStore | None) -> str:
         return "new"
     if not store.distilled.exists():
         return "to be finished"
-    bits, nets = cell.recipe.evaluation.stored_bits, cell.recipe.evaluation.nets
-    places = [store.scores, *([store.in_few_bits(bits).scores] if bits else [])]
-    return "finished" if all(len(list(place.glob("*.json"))) >= nets for place in places) else "to be scored"
+    config = cell.recipe.evaluation
+    epochs = find_protocol(config.protocol, config.epochs).epochs
+    seeds = evaluation_seeds(config.seed, config.network, config.nets)
+    names = (score_name(config.network, config.protocol, epochs, seed) for seed in seeds)
+    places = [store.scores, *([store.in_few_bits(config.stored_bits).scores] if config.stored_bits else [])]
+    scored = all((place / name).exists() for name in names for place in places)
+    return "finished" if scored else "to be scored"
+
+
+def _timed_or_failed(cell: Cell, data: LabelledDataset, *, alone: bool) -> Estimate:
+    """One cell that cannot be run is not the end of the others' estimates."""
+    try:
+        return _timed(cell, data)
+    except PotstillError as error:
+        if alone:
+            raise
+        return Estimate(cell.name, f"fails: {reason(error)}")
 
 
 def _timed(cell: Cell, data: LabelledDataset) -> Estimate:
@@ -123,7 +142,7 @@ def _timed(cell: Cell, data: LabelledDataset) -> Estimate:
     synthetic = method.result(problem, state)
     size = len(synthetic.to_bytes())
     state_size = sum(tensor.nbytes for tensor in state.to_tensors().values())
-    scoring = _evaluation_seconds(recipe, synthetic, data)
+    scoring = evaluation_seconds(recipe, synthetic.decoded(), data)
     return Estimate(
         cell.name,
         "new",
@@ -179,10 +198,10 @@ def _pool_seconds(recipe: Recipe, data: LabelledDataset, cache: Path) -> float:
     return max(0.0, first - again) + again * share * schedule.epochs * missing
 
 
-def _evaluation_seconds(recipe: Recipe, synthetic: SyntheticSet, data: LabelledDataset) -> float:
+def evaluation_seconds(recipe: Recipe, train: Split, data: LabelledDataset) -> float:
+    """What scoring the images `train` would take, a set's decoded ones or the whole split."""
     config = recipe.evaluation
     epochs = find_protocol(config.protocol, config.epochs).epochs
-    train = synthetic.decoded()
     runtime: Runtime = recipe.runtime.resolve(passes=3 * len(train) * epochs * config.nets, side=data.spec.shape[1])
     runtime.start()
     part, test = _some(train), _some(data.test)

@@ -5,14 +5,16 @@
     holdout: 5000                               # tuning: score on training images that nothing else sees
     cells:
       random:        {method: random}
-      dsdm:          {method: {name: dsdm, steps: 2000}, paper: 66.5}
+      dsdm:          {method: {name: dsdm, steps: 2000}, paper: [45.0, 66.5±0.3]}
       no_covariance: {method: {name: dsdm, steps: 2000, covariance_weight: 0}}
 
-A cell's name is its folder and its row's label; where keys vary, the folder's name has their values behind it.
+A cell's name is its folder and its row's label; where keys vary, the folder's name has their values behind it. `vary`
+may name its values, each with keys of its own; a value that is a mapping from numbers goes by IPC. docs/studies.md.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -25,7 +27,7 @@ from ..data.measure import split_fingerprint
 from ..errors import DataError, UsageError
 from ..files import write_atomically
 from ..methods import METHODS
-from ..recipe import Layer, Recipe, of_method, resolve
+from ..recipe import Layer, Recipe, merge, of_method, resolve
 from ..recipe.text import from_yaml, to_yaml
 from ..sets.parameterisations import Factor
 from ..spec import LabelledDataset
@@ -34,7 +36,9 @@ from .store import RunStore
 
 #: The file in a study's folder that says what its cells are.
 STUDY = "study.yaml"
-SECTIONS = ("base", "vary", "holdout", "cells")
+SECTIONS = ("base", "vary", "holdout", "cells", "title", "about", "draw", "notes")
+#: An accuracy in percent, and its deviation.
+_PUBLISHED = re.compile(r"(\d+(?:\.\d+)?)(?:\s*(?:±|\+-)\s*(\d+(?:\.\d+)?))?")
 #: Keys that have columns of their own in a table, and by which rows are ordered or pooled: labels leave them out.
 COLUMNS = ("ipc", "factor", "seed")
 
@@ -76,6 +80,56 @@ class Study:
         return to_yaml({"holdout": self.holdout, "cells": cells})
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A cell of a file at one combination of what varies, before its recipe is resolved.
+
+    Attributes:
+        name: in the file; label: of its row.
+        at: what varies there, and the value or its name.
+        layers: recipe layers, weakest first.
+        paper, paper_std: accuracy that was published and its deviation, in percent.
+        whole: networks trained on the whole training split, in place of a set.
+    """
+
+    name: str
+    label: str
+    at: dict[str, Any]
+    layers: tuple[Layer, ...]
+    paper: float | None = None
+    paper_std: float | None = None
+    whole: bool = False
+
+    def keys(self, *under: Layer, over: Sequence[Layer] = ()) -> dict[str, Any]:
+        """All recipe keys as one layer, with layers beneath and above its own; what goes by IPC is settled."""
+        keys = merge(*under, *self.layers, *over)
+        return _settled(keys, keys.get("ipc", Recipe.ipc))
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a reader must know of published values: of the cells that `on` fits (label and what varies), or of all."""
+
+    text: str
+    on: dict[str, tuple[Any, ...]]
+
+    def fits(self, draft: Draft) -> bool:
+        facts = {"cell": draft.label, **draft.at}
+        return all(facts.get(key) in values for key, values in self.on.items())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study's file. `title`, `about`, `notes` and `draw` are for reports of it."""
+
+    title: str
+    about: str
+    draw: str
+    notes: tuple[Note, ...]
+    holdout: int
+    drafts: tuple[Draft, ...]
+
+
 def read_study(path: Path, *over: Layer) -> Study:
     """A study file.
 
@@ -85,40 +139,134 @@ def read_study(path: Path, *over: Layer) -> Study:
         UsageError: no study, an unknown section, or a cell whose recipe cannot be resolved; the message names it.
     """
     try:
-        plan = from_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}); expected a study, see potstill list") from error
+    plan = parse_plan(text, str(path))
+    found: dict[str, Cell] = {}
+    for draft in plan.drafts:
+        if draft.whole:
+            raise UsageError(f"{path}: cell {draft.name!r}: whole is for potstill reproduce; leave it out, --full-data")
+        try:
+            recipe = resolve(draft.keys(over=over))
+        except UsageError as error:
+            raise UsageError(f"{path}: cell {draft.name!r}: {error}") from error
+        words = [_word(key, value) for key, value in draft.at.items() if key not in COLUMNS]
+        cell = Cell(_folder(draft.name, recipe, draft.at), "-".join([draft.label, *words]), recipe, draft.paper)
+        found.setdefault(cell.name, cell)
+    return Study(tuple(found.values()), plan.holdout)
+
+
+def parse_plan(text: str, source: str) -> Plan:
+    """The plan in a study's text; `source` is named in errors.
+
+    Raises:
+        UsageError: no study, an unknown section, or a section that is none; recipe keys are not looked at.
+    """
+    try:
+        plan = from_yaml(text)
     except ValueError as error:
-        raise UsageError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+        raise UsageError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(plan, dict) or not isinstance(plan.get("cells"), dict) or not plan["cells"]:
-        raise UsageError(f"{path}: a study is a mapping with cells, each a name and its recipe keys")
+        raise UsageError(f"{source}: a study is a mapping with cells, each a name and its recipe keys")
     if unknown := [str(key) for key in plan if key not in SECTIONS]:
-        raise UsageError(f"{path}: unknown section {unknown[0]!r}: known are {', '.join(SECTIONS)}")
+        raise UsageError(f"{source}: unknown section {unknown[0]!r}: known are {', '.join(SECTIONS)}")
     holdout = plan.get("holdout") or 0
     if not isinstance(holdout, int) or isinstance(holdout, bool) or holdout < 0:
-        raise UsageError(f"{path}: holdout={holdout!r}: need a number of training images, at least 0")
-    base, vary = (_mapping(plan.get(name) or {}, f"{path}: {name}") for name in ("base", "vary"))
+        raise UsageError(f"{source}: holdout={holdout!r}: need a number of training images, at least 0")
+    base = _mapping(plan.get("base") or {}, f"{source}: base")
+    vary = _varied(plan.get("vary"), source)
+    drafts = [d for name, keys in plan["cells"].items() for d in _drafts(str(name), keys, base, vary, source)]
+    words = {key: str(plan.get(key) or "") for key in ("title", "about", "draw")}
+    return Plan(**words, notes=_notes(plan.get("notes"), source), holdout=holdout, drafts=tuple(drafts))
+
+
+def _varied(section: Any, source: str) -> dict[str, list[tuple[Any, Layer]]]:
+    """For each key its values, or their names, with the layer that each stands for."""
+    vary = _mapping(section or {}, f"{source}: vary")
     for key, values in vary.items():
-        if not isinstance(values, list) or not values:
-            raise UsageError(f"{path}: vary.{key}={values!r}: need a list of values")
-    found: dict[str, Cell] = {}
-    for name, keys in plan["cells"].items():
-        keys = _mapping(keys or {}, f"{path}: cell {name!r}")
-        label, paper = str(keys.pop("label", name)), keys.pop("paper", None)
-        if not str(name) or str(name) in (".", "..") or {"/", "\\"} & set(str(name)):
-            raise UsageError(f"{path}: cell {name!r}: a cell's name is that of its folder, without / and \\")
-        if paper is not None and not isinstance(paper, (int, float)):
-            raise UsageError(f"{path}: paper={paper!r} of cell {name!r}: need an accuracy in percent")
-        for values in product(*vary.values()):
-            varied = dict(zip(vary, values, strict=True))
-            try:
-                recipe = resolve(base, varied, keys, *over)
-            except UsageError as error:
-                raise UsageError(f"{path}: cell {name!r}: {error}") from error
-            words = [_word(key, value) for key, value in varied.items() if key not in COLUMNS]
-            cell = Cell(_folder(str(name), recipe, varied), "-".join([label, *words]), recipe, paper)
-            found.setdefault(cell.name, cell)
-    return Study(tuple(found.values()), holdout)
+        if not isinstance(values, (list, dict)) or not values:
+            raise UsageError(f"{source}: vary.{key}={values!r}: need a list of values, or names with keys")
+    return {
+        key: [(name, _mapping(layer, f"{source}: vary.{key}.{name}")) for name, layer in values.items()]
+        if isinstance(values, dict)
+        else [(value, {key: value}) for value in values]
+        for key, values in vary.items()
+    }
+
+
+def _drafts(
+    name: str, keys: Any, base: Layer, vary: dict[str, list[tuple[Any, Layer]]], source: str
+) -> Iterator[Draft]:
+    """A cell of the file at every combination, but for those whose published value is null in a list.
+
+    There `unknown` stands for a cell whose value was not published.
+    """
+    where = f"{source}: cell {name!r}"
+    keys = _mapping(keys or {}, where)
+    label, paper, whole = str(keys.pop("label", name)), keys.pop("paper", None), keys.pop("whole", False)
+    vary = _varied(keys.pop("vary"), where) if "vary" in keys else vary
+    if not name or name in (".", "..") or {"/", "\\"} & set(name):
+        raise UsageError(f"{where}: a cell's name is that of its folder, without / and \\")
+    if not isinstance(whole, bool):
+        raise UsageError(f"{where}: whole={whole!r}: need true or false")
+    for places in product(*(range(len(values)) for values in vary.values())):
+        values = [values[i] for i, values in zip(places, vary.values(), strict=True)]
+        value = _at(paper, places, vary, source, name)
+        if value is None and isinstance(paper, list):
+            continue
+        mean, std = (None, None) if value in (None, "unknown") else _published(value, source, name)
+        at = {key: value for key, (value, _) in zip(vary, values, strict=True)}
+        yield Draft(name, label, at, (base, *(layer for _, layer in values), keys), mean, std, whole)
+
+
+def _at(paper: Any, places: Sequence[int], vary: Mapping[str, Sequence[Any]], source: str, name: str) -> Any:
+    """The published value at a combination: lists within lists, in the order of what varies."""
+    for place, (key, values) in zip(places, vary.items(), strict=True):
+        if isinstance(paper, list):
+            if len(paper) != len(values):
+                count = f"{len(paper)} values where {key} has {len(values)}"
+                raise UsageError(f"{source}: paper of cell {name!r}: {count}; give one for each, null for none")
+            paper = paper[place]
+    return paper
+
+
+def _published(value: Any, source: str, name: str) -> tuple[float, float | None]:
+    """62.1, or a text such as 62.1±0.3."""
+    found = None if isinstance(value, bool) else _PUBLISHED.fullmatch(str(value))
+    if not found:
+        raise UsageError(
+            f"{source}: paper={value!r} of cell {name!r}: need an accuracy in percent, as 62.1 or 62.1±0.3"
+        )
+    return float(found[1]), float(found[2]) if found[2] else None
+
+
+def _notes(section: Any, source: str) -> tuple[Note, ...]:
+    if not isinstance(section or [], list):
+        raise UsageError(f"{source}: notes={section!r}: need a list, each with a text and the cells it is on")
+    notes = []
+    for entry in section or []:
+        entry = _mapping(entry, f"{source}: notes")
+        on = _mapping(entry.get("on") or {}, f"{source}: notes.on")
+        notes.append(
+            Note(str(entry.get("text", "")), {k: tuple(v) if isinstance(v, list) else (v,) for k, v in on.items()})
+        )
+    return tuple(notes)
+
+
+def _settled(value: Any, ipc: Any) -> Any:
+    """Values that go by IPC, at this one.
+
+    Raises:
+        UsageError: nothing is said of it.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    if value and all(map(str.isdigit, value)):  # a merged layer's keys are texts
+        if str(ipc) not in value:
+            raise UsageError(f"ipc={ipc}: a key says its value for IPC {', '.join(value)} only; add it there")
+        return value[str(ipc)]
+    return {key: _settled(entry, ipc) for key, entry in value.items()}
 
 
 def study_of(
@@ -238,7 +386,7 @@ def _word(key: str, value: Any) -> str:
 
 def _difference(there: Recipe, here: Recipe) -> str:
     """One key that tells two recipes apart: `method.momentum 0.5, not 0.9`."""
-    old, new = dict(_flat(there.to_dict())), dict(_flat(here.to_dict()))
+    old, new = dict(flat(there.to_dict())), dict(flat(here.to_dict()))
     unscored = ("evaluation", "saving", "budget", "runtime", "fidelity")
     for key in sorted(old | new):
         if old.get(key) != new.get(key) and key.partition(".")[0] not in unscored:
@@ -246,9 +394,10 @@ def _difference(there: Recipe, here: Recipe) -> str:
     return f"recipe {there.hash()}, not {here.hash()}"
 
 
-def _flat(record: Layer, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(record: Layer, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values."""
     for key, value in record.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

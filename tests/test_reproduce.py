@@ -1,0 +1,424 @@
+"""The paper's tables and figures: what is shipped, and the command that fills them from runs of any machine."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from potstill.cli import main
+from potstill.errors import UsageError
+from potstill.methods import METHODS
+from potstill.report.stored import RECORDS
+from potstill.run import paper
+from potstill.run.estimate import Estimate
+from potstill.run.paper import SCHEDULES, TABLES, choose, read_table, rounds, with_kept_steps
+from potstill.run.progress import Reporter
+from potstill.run.reproduce import RUNS, Ahead
+from potstill.run.study import parse_plan, read_study
+
+RESULTS = Path(__file__).parents[1] / "results"
+#: Seconds rather than days: digits, one step, one small network.
+TINY_KEYS = """--data.name digits --evaluation.protocol mnist --pool.members 1 --pool.epochs 1
+    --pool.network mlp:width=8 --network mlp:width=8 --epochs 1 --nets 1 --threads 1 --device cpu --precision fp32
+    --compile false"""
+TINY = TINY_KEYS.split()
+#: A table of two cells, one of which has no method.
+SMALL = """
+title: "Small $ <b>table</b>"
+about: Two cells.
+notes:
+  - on: {cell: random, ipc: 1}
+    text: Not what it seems.
+base: {factor: [1, 1]}
+vary: {ipc: [1, 2]}
+cells:
+  random: {method: random, paper: [14.4±2.0, 26.0]}
+  alchemy: {method: alchemy, label: "=alchemy", paper: [null, 99.0]}
+"""
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Reproduce into `tmp_path/out` with tiny keys: exit code, stdout, stderr."""
+    monkeypatch.setenv("POTSTILL_CACHE_DIR", str(tmp_path / "cache"))
+
+    def run(*words: str, out: str = "out") -> tuple[int, str, str]:
+        code = main(["reproduce", *words, "--out", str(tmp_path / out), *TINY])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Table 4 is the small one."""
+    text_of, small = paper.read_text, getattr(request, "param", SMALL)
+    monkeypatch.setattr(paper, "read_text", lambda name: small if name == "table4" else text_of(name))
+    paper.read_plan.cache_clear()
+    yield
+    paper.read_plan.cache_clear()
+
+
+def cells_of(out: Path, table: str) -> list[dict[str, Any]]:
+    return json.loads((out / f"{table}.json").read_text())["cells"]
+
+
+# --- what is shipped
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", TABLES)
+def test_every_cell_of_a_method_that_exists_resolves_in_less_than_a_second(name: str, schedule: str) -> None:
+    paper.read_plan.cache_clear()
+    started = time.process_time()
+    table = read_table(name, schedule)
+    assert time.process_time() - started < 1
+    assert {cell.name: cell.missing for cell in table.cells if cell.method in METHODS and cell.missing} == {}
+    assert all(f"no method {cell.method}" in cell.missing for cell in table.cells if cell.method not in METHODS)
+    assert table.plan.title and table.plan.about
+
+
+@pytest.mark.parametrize(
+    ("table", "label", "at", "mean", "std"),
+    [
+        ("table1", "dsdm", {"dataset": "cifar10", "ipc": 10}, 66.5, 0.3),
+        ("table1", "random", {"dataset": "cifar100", "ipc": 50}, 15.0, 0.4),
+        ("table1", "dc", {"dataset": "mnist", "ipc": 1}, 91.7, 0.5),
+        ("table1", "cafe_dsa", {"dataset": "svhn", "ipc": 50}, 82.3, 0.4),
+        ("table1", "kcenter", {"dataset": "fashion_mnist", "ipc": 10}, 54.7, 1.5),
+        ("table1", "idm", {"dataset": "cifar100", "ipc": 1}, 20.1, 0.3),
+        ("table1", "dd", {"dataset": "mnist", "ipc": 10}, 79.5, 8.1),
+        ("table1", "m3d", {"dataset": "svhn", "ipc": 10}, 83.3, 0.7),
+        ("table1", "whole", {"dataset": "cifar10"}, 84.8, 0.1),
+        ("table2", "herding", {"ipc": 20}, 72.9, None),
+        ("table3", "dsdm", {"ipc": 50, "network": "ResNet-10"}, 70.8, None),
+        ("table3", "dm", {"ipc": 10, "network": "DenseNet-121"}, 48.9, None),
+        ("table4", "prototypes", {"ipc": 50}, 68.8, None),
+        ("table4", "diversity", {"ipc": 10}, 66.2, None),
+        ("figure5", "M", {"ipc": 50, "pool.members": 10}, 75.8, 0.3),
+        ("figure6", "lambda_1", {"ipc": 50, "method.covariance_weight": 0.01}, 72.2, None),
+    ],
+)
+def test_the_papers_numbers_stand_in_its_cells(table: str, label: str, at: Any, mean: float, std: float | None) -> None:
+    (cell,) = [cell for cell in read_table(table).cells if cell.label == label and cell.draft.at == at]
+    assert (cell.draft.paper, cell.draft.paper_std) == (mean, std)
+
+
+def test_table_1_has_each_cell_that_the_paper_fills_and_none_of_its_dashes() -> None:
+    cells = read_table("table1").cells
+    count = {label: sum(cell.label == label for cell in cells) for label in dict.fromkeys(c.label for c in cells)}
+    assert count == dict.fromkeys(count, 15) | {"dd": 2, "dc": 14, "idm": 6, "whole": 5}
+
+
+def test_the_known_errors_of_the_papers_tables_are_footnoted() -> None:
+    noted = {cell.name for name in TABLES for cell in read_table(name).cells if cell.notes}
+    assert (
+        "table1: random, dataset cifar100, ipc 10" in noted and "table1: random, dataset cifar10, ipc 10" not in noted
+    )
+    assert {f"table3: {m}, ipc 10, network DenseNet-121" for m in ("dsa", "dm", "m3d")} <= noted
+    assert "table4: diversity, ipc 10" in noted and "table4: diversity, ipc 50" not in noted
+    assert "figure6: lambda_1, ipc 50, method.covariance_weight 0.01" in noted
+
+
+def test_the_published_schedule_is_the_papers_and_the_short_one_says_what_it_is() -> None:
+    (cell,) = choose(read_table("table4").cells, {"cell": ["dsdm"], "ipc": ["10"]})
+    assert cell.recipe and cell.recipe.method.steps == 10_000 and cell.recipe.pool.members == 10
+    assert cell.recipe.pool.training().epochs == 20 and cell.recipe.evaluation.nets == 5
+    (dc,) = choose(read_table("table1").cells, {"method": ["dc"], "dataset": ["mnist"], "ipc": ["50"]})
+    assert dc.recipe and dc.recipe.method.steps == 50_000
+    assert "not the published one" in paper.describe_schedule("short")
+    assert "Set over it: method.steps=7" in paper.describe_schedule("short", [{"method.steps": 7}])
+
+
+def test_tables_that_share_a_set_share_its_run_and_keep_what_any_figure_wants() -> None:
+    only = {"cell": ["dsdm"], "ipc": ["10"], "dataset": ["cifar10"], "network": ["convnet"]}
+    names = ("table1", "table3", "table4", "figure4", "figure7", "figure8")
+    cells = [cell for name in names for cell in choose(read_table(name).cells, only)]
+    assert len({cell.stem for cell in cells}) == 1
+    kept = with_kept_steps(cells, "paper", [])
+    assert all(cell.recipe and 2000 in cell.recipe.saving.keep for cell in kept)
+
+
+def test_a_set_is_scored_by_one_network_after_another() -> None:
+    cells = choose(read_table("table3").cells, {"cell": ["dsdm"], "ipc": ["10"]})
+    jobs = [(cell, cell.cell(0)) for cell in (*cells, *cells)]
+    assert [[item.terms[0] for item, _ in group] for group in rounds(jobs)] == [
+        ["convnet"],
+        ["resnet10"],
+        ["densenet121_k12"],
+    ]
+
+
+# --- studies say more than they did
+
+
+def test_values_have_names_and_go_by_ipc_and_a_null_is_no_cell(tmp_path: Path) -> None:
+    text = """
+    vary: {data: {small: {data.name: digits}, large: {data.name: mnist, seed: 3}}, ipc: [1, 10]}
+    cells:
+      a: {method: {name: dsdm, steps: {1: 5, 10: 7}}, factor: [2, 2], paper: [[50±1, 60], [null, unknown]]}
+    """
+    (tmp_path / "s.yaml").write_text(text)
+    cells = read_study(tmp_path / "s.yaml").cells
+    assert [(c.recipe.data.name, c.recipe.ipc, c.recipe.seed, c.recipe.method.steps, c.paper) for c in cells] == [
+        ("digits", 1, 0, 5, 50.0),
+        ("digits", 10, 0, 7, 60.0),
+        ("mnist", 10, 3, 7, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("vary: {ipc: [1, 2]}\ncells: {a: {paper: [1.0]}}", "1 values where ipc has 2"),
+        ("cells: {a: {paper: 60 or so}}", "need an accuracy in percent"),
+        ("notes: {a: b}\ncells: {a: {}}", "notes="),
+        ("cells: {a: {whole: 3}}", "whole=3"),
+        ("vary: {ipc: {few: 1}}\ncells: {a: {}}", "vary.ipc.few: expected keys and values"),
+    ],
+)
+def test_a_plan_that_is_none_is_refused_in_one_line(text: str, named: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        parse_plan(text, "mine.yaml")
+    assert str(refused.value).startswith("mine.yaml: ") and named in str(refused.value)
+
+
+def test_an_ipc_of_which_nothing_is_said_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("base: {ipc: 3}\ncells: {a: {factor: {1: [1, 1], 2: [2, 2]}}}")
+    with pytest.raises(UsageError, match="ipc=3: a key says its value for IPC 1, 2 only"):
+        read_study(tmp_path / "s.yaml")
+
+
+# --- what is asked for
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([], "nothing to reproduce: name one or more of table1"),
+        (["table9"], "'table9': nothing of that name in the paper"),
+        (["table1", "--only", "ipc=7"], "no such cell; there are: ipc 1, 10, 50"),
+        (["table1", "--only", "colour=red"], "unknown key; known are dataset, ipc, method"),
+        (["table4", "--method.stepz", "3"], "did you mean method.steps"),
+        (["table4", "--collect", "--merge", "nowhere"], "nowhere: holds no runs"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_one_line(words: list[str], named: str, call: Call) -> None:
+    code, _, said = call(*words)
+    assert code in (2, 3) and named in said and len(said.splitlines()) == 1
+
+
+def test_only_takes_either_value_of_a_key_that_is_given_twice() -> None:
+    cells = choose(read_table("table1").cells, {"dataset": ["cifar10"], "ipc": ["1", "10"], "method": ["dsdm", "dm"]})
+    assert len(cells) == 4
+
+
+def test_a_dry_run_counts_tasks_names_what_cannot_run_and_writes_nothing(
+    small: None, call: Call, tmp_path: Path
+) -> None:
+    code, told, _ = call("table4", "--dry-run", "--seeds", "2", "--json", "-q")
+    record = json.loads(told)
+    assert code == 0 and [cell["stands"] for cell in record["cells"][1:]] == ["new"] * 4
+    assert "no method alchemy" in record["cells"][0]["stands"]
+    assert record["seconds"] > 0 and record["disk_mb"] > 0 and not (tmp_path / "out").exists()
+
+
+def test_what_is_ahead_is_told_at_the_pace_so_far(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    now = [100.0]
+    monkeypatch.setattr("potstill.run.reproduce.time.perf_counter", lambda: now[0])
+    tasks = [Estimate(name, "new", evaluate_seconds=60.0) for name in "abc"] + [Estimate("d", "finished")]
+    ahead = Ahead(tasks, Reporter())
+    now[0] += 120
+    ahead.tick("a")
+    ahead.tick("d")
+    assert capsys.readouterr().err == "=== 1 of 3 tasks done after 2 min, about 4 min left\n"
+
+
+# --- a whole run
+
+
+def test_a_table_fills_and_what_fails_is_seen_beside_the_rest(small: None, call: Call, tmp_path: Path) -> None:
+    code, told, said = call("table4", "-q", "--seeds", "2")
+    assert code == 1 and "1 of 5 tasks failed or cannot be run" in said
+    assert "table4: =alchemy, ipc 2: this version of potstill has no method alchemy" in told
+    one, two, none = cells_of(tmp_path / "out", "table4")
+    assert (one["paper"], one["paper_std"], one["n_sets"], one["n_nets"]) == (14.4, 2.0, 2, 1)
+    assert one["difference"] == pytest.approx(100 * one["mean"] - 14.4) and one["recipe_hash"].count(",") == 1
+    assert one["made_by"] == "no steps" and one["hardware"] and one["evaluate_seconds"] > 0
+    assert two["mean"] is not None and none["mean"] is None and "alchemy" in none["empty_because"]
+    text = (tmp_path / "out" / "table4.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert rows[2].startswith(f"| random | {100 * one['mean']:.2f} +- ") and "14.4 +- 2.0 \\[1\\]" in rows[2]
+    assert rows[3] == "| \\=alchemy | – | – | – | – | 99.0 | – |"
+    assert "\\[1\\] Not what it seems." in text and "no method alchemy (1 cell)" in text
+
+
+def test_names_are_plain_text_in_every_form(small: None, call: Call, tmp_path: Path) -> None:
+    call("table4", "-q", "--collect")
+    out = tmp_path / "out"
+    rows = list(csv.DictReader((out / "table4.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["cell"] for row in rows] == ["random", "random", "'=alchemy"]
+    assert "Small \\$ \\textless{}b\\textgreater{}table" in (out / "table4.tex").read_text(encoding="utf-8")
+    assert "Small $ &lt;b&gt;table&lt;/b&gt;" in (out / "index.html").read_text(encoding="utf-8")
+    assert "Small $ &lt;b>table" in (out / "results.md").read_text(encoding="utf-8")
+
+
+def test_the_same_call_goes_on_and_does_nothing_again(small: None, call: Call, tmp_path: Path) -> None:
+    def stamps() -> dict[str, int]:
+        found = (tmp_path / "out" / RUNS).rglob("*.json*")
+        return {str(p): p.stat().st_mtime_ns for p in found if "scores" in str(p) or p.name == "times.json"}
+
+    call("table4", "--only", "cell=random,ipc=1", "-q")
+    first = stamps()
+    assert len(cells_of(tmp_path / "out", "table4")) == 3 and len(first) == 2
+    call("table4", "--only", "cell=random", "-q")
+    assert len(stamps()) == 4 and first.items() <= stamps().items()
+
+
+@pytest.mark.parametrize(
+    "small",
+    ["vary: {dataset: {a: {data.name: svhn}, b: {data.name: digits}}}\ncells: {random: {method: random, ipc: 1}}"],
+    indirect=True,
+)
+def test_data_that_are_missing_end_their_own_cells_only(
+    small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data-dir", str(tmp_path), "--out", str(tmp_path / "out"), "-q"]
+    assert main(["reproduce", "table4", *TINY[2:], *words]) == 1
+    said = capsys.readouterr()
+    assert "table4: random, dataset a: svhn" in said.out and "1 of 2 tasks failed" in said.err
+    assert [cell["mean"] is None for cell in cells_of(tmp_path / "out", "table4")] == [True, False]
+
+
+def test_the_whole_data_are_a_cell(call: Call, tmp_path: Path) -> None:
+    code, told, _ = call("table1", "--only", "method=whole,dataset=digits", "-q")
+    assert code == 0 and "whole, mnist" in told and "whole, cifar100" in told
+    cells = [cell for cell in cells_of(tmp_path / "out", "table1") if cell["cell"] == "whole"]
+    assert {cell["made_by"] for cell in cells} == {"the whole training split"} and cells[0]["n_nets"] == 1
+
+
+def run_tiny(out: Path, *names: str) -> int:
+    """Two steps and two networks of the pool; keys that come later win."""
+    keys = ["--method.steps", "2", "--method.real_batch", "8", "--saving.keep", "[1]", "--pool.members", "2"]
+    return main(["reproduce", *names, "--only", "ipc=10", "--out", str(out), "-q", *TINY, *keys])
+
+
+def assert_drawn(out: Path, *names: str) -> None:
+    for name in names:
+        assert (out / f"{name}.svg").read_text(encoding="utf-8").startswith("<?xml")
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == len(names) and "<script" not in page and "http" not in page.partition("<body>")[2]
+
+
+def test_an_ablation_and_the_figures_of_its_sets_run_from_beginning_to_end(tmp_path: Path, call: Call) -> None:
+    out = tmp_path / "out"
+    assert run_tiny(out, "table4", "figure4", "figure8") == 0
+    assert [cell["mean"] is not None for cell in cells_of(out, "table4")] == [True, False] * 4
+    assert_drawn(out, "figure4", "figure8")
+    runs = {run["name"]: run for run in json.loads((out / RECORDS).read_text())["runs"]}
+    (name,) = [cell["runs"][0] for cell in cells_of(out, "figure4") if cell["cell"] == "dm" and cell["ipc"] == 10]
+    assert set(runs[name]["kept"]) == {"0", "1"} and runs[name]["steps"] == 2
+
+
+def test_features_are_measured_once_and_drawn_from_what_is_stored(tmp_path: Path, call: Call) -> None:
+    pytest.importorskip("sklearn")
+    out = tmp_path / "out"
+    assert run_tiny(out, "figure3", "figure7") == 0
+    stamp = (out / "figure7-features.json").stat().st_mtime_ns
+    assert run_tiny(out, "figure3", "figure7") == 0 and (out / "figure7-features.json").stat().st_mtime_ns == stamp
+    assert_drawn(out, "figure3", "figure7")
+    networks = json.loads((out / "figure3-features.json").read_text())["cells"][0]["networks"]
+    assert [len(network["distilled"]) for network in networks] == [40, 40]
+    assert networks[0]["loss"] == pytest.approx(networks[0]["prototype"] + networks[0]["covariance"])
+    embedded = json.loads((out / "figure7-features.json").read_text())["cells"]
+    assert [(c["cell"], len(c["networks"][0]["distilled"])) for c in embedded] == [("dm", 10), ("dsdm", 40)]
+
+
+# --- runs of several machines
+
+
+def test_rows_of_two_machines_merge_and_a_copy_of_the_records_is_enough(
+    small: None, call: Call, tmp_path: Path
+) -> None:
+    call("table4", "--only", "ipc=1,cell=random", "-q", out="here")
+    call("table4", "--only", "cell=random", "--seeds", "2", "-q", out="there")
+    (tmp_path / "copy").mkdir()
+    shutil.copy(tmp_path / "there" / RECORDS, tmp_path / "copy")
+    code, _, _ = call("table4", "--collect", "--merge", str(tmp_path / "copy"), "-q", out="here")
+    one, two, _ = cells_of(tmp_path / "here", "table4")
+    assert code == 0 and (one["n_sets"], two["n_sets"]) == (2, 2)
+
+
+def test_records_that_say_different_things_of_a_cell_are_refused_by_name(
+    small: None, call: Call, tmp_path: Path
+) -> None:
+    call("table4", "--only", "ipc=1,cell=random", "-q")
+    other = tmp_path / "other.json"
+    for change, named in [({"accuracy": 0.123}, "accuracies"), ({"set_hash": "f" * 24}, "sets "), (None, "recipes ")]:
+        record = json.loads((tmp_path / "out" / RECORDS).read_text())
+        (run,) = record["runs"]
+        run["scores"][0].update(change or {})
+        run |= {} if change else {"recipe_hash": "000000000000"}
+        other.write_text(json.dumps(record))
+        code, _, said = call("table4", "--collect", "--merge", str(other), "-q")
+        assert code == 2 and said.startswith("potstill: table4: random, ipc 1: ") and named in said
+        assert str(other) in said and str(tmp_path / "out" / RUNS) in said and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"runs": [{"name": 3}]}', '{"rows": []}'])
+def test_a_file_of_no_records_is_refused_in_one_line(content: str, call: Call, tmp_path: Path) -> None:
+    (tmp_path / "odd.json").write_text(content)
+    code, _, said = call("table4", "--collect", "--merge", str(tmp_path / "odd.json"), "-q")
+    assert code == 3 and "odd.json" in said and len(said.splitlines()) == 1
+
+
+@pytest.mark.skipif(not RESULTS.is_dir(), reason="needs the results of the repository")
+def test_committed_results_fill_the_cells_that_they_are_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = [RESULTS / "cifar10_ipc10", RESULTS / "cross_architecture_cifar10_ipc10" / "dsdm_resnet10_1500.json"]
+    words = [word for place in places for word in ("--merge", str(place))]
+    assert main(["reproduce", "table1", "table3", "table4", "--collect", *words, "--out", str(tmp_path), "-q"]) == 0
+    capsys.readouterr()
+    found = {(c["cell"], c["ipc"], c["dataset"]): c for c in cells_of(tmp_path, "table1") if c["mean"] is not None}
+    assert {label for label, *_ in found} == {"random", "herding", "kcenter", "dsdm", "dsdm_plus"}
+    ours = found["dsdm", 10, "cifar10"]
+    assert round(100 * ours["mean"], 2) == 62.82 and round(ours["difference"], 2) == -3.68
+    assert ours["made_by"] == "2,000 steps; 3 networks of 6 epochs (fast); real batch 256" and ours["epochs"] == 1500
+    networks = {c["network"]: c["mean"] for c in cells_of(tmp_path, "table3") if c["cell"] == "dsdm" and c["ipc"] == 10}
+    assert networks["resnet10"] == pytest.approx(0.618) and networks["densenet121_k12"] is None
+    ablation = {c["cell"]: c["mean"] for c in cells_of(tmp_path, "table4") if c["ipc"] == 10}
+    assert ablation["dsdm"] == ours["mean"] and ablation["pretrained"] is None
+
+
+@pytest.mark.skipif(not RESULTS.is_dir(), reason="needs the results of the repository")
+def test_two_recipes_of_one_cell_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--merge", str(RESULTS / "cifar10_ipc10"), "--merge", str(RESULTS / "cifar10_ipc10_one_run")]
+    assert main(["reproduce", "table1", "--collect", *words, "--out", str(tmp_path), "-q"]) == 2
+    assert "table1: dsdm_plus, dataset cifar10, ipc 10: " in capsys.readouterr().err
+
+
+def test_the_page_opens_in_a_browser(small: None, call: Call, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs chromium")
+    call("table4", "figure6", "-q", "--collect")
+    words = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}"]
+    page = (tmp_path / "out" / "index.html").as_uri()
+    done = subprocess.run([*words, "--dump-dom", page], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert done.stdout.count("<table>") == page_tables(tmp_path / "out" / "index.html") > 2
+    assert "Figure 6: the weights" in done.stdout
+
+
+def page_tables(page: Path) -> int:
+    return page.read_text(encoding="utf-8").count("<table>")
