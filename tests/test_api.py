@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import potstill
+from potstill._moved import MOVED
 from potstill.run.store import RunStore
 from potstill.spec import LabelledDataset
 
@@ -150,3 +153,20 @@ def test_importing_the_package_does_not_wait_for_torch() -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(potstill.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_a_module_is_found_by_the_name_that_it_had_before_and_says_its_new_one(
+    old: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, f"potstill.{old}", raising=False)
+    with pytest.warns(DeprecationWarning, match=f"potstill.{old} is now potstill.{MOVED[old]}"):
+        found = import_module(f"potstill.{old}")
+    assert found is import_module(f"potstill.{MOVED[old]}")
+    assert found.__spec__ and found.__spec__.name == f"potstill.{MOVED[old]}"
+
+
+def test_an_old_module_is_an_attribute_too() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        assert potstill.synthetic.SyntheticSet is potstill.SyntheticSet

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "potstill"
 
 # Lowest first. A room is a module or a folder; it may import from rooms of lower levels and from itself.
 LEVELS = (
-    {"errors", "_version"},
+    {"errors", "_version", "_moved"},
     {"checks", "files", "tensors", "escape"},
     {"spec", "spectrogram", "scores", "registry", "seeding", "machine"},
     {"matching"},
