@@ -11,11 +11,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import potstill
 from potstill import files
-from potstill.errors import RunError, UsageError
+from potstill.errors import DataError, RunError, UsageError
 from potstill.files import write_atomically
+from potstill.run.store import RunStore
 
 
 @pytest.fixture
@@ -209,3 +212,30 @@ def test_without_a_home_the_remedy_is_named_and_a_chosen_folder_needs_none(monke
     assert files.default_cache() == Path("/caches/potstill")
     monkeypatch.setenv("POTSTILL_CACHE_DIR", "/mine")
     assert files.default_cache() == Path("/mine")
+
+
+def test_a_home_is_written_as_a_tilde_anywhere_and_one_that_is_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("POTSTILL_CACHE_DIR", "~/cache")
+    assert files.default_cache() == tmp_path / "cache"
+    assert RunStore("~/run").root == tmp_path / "run"
+    with pytest.raises(UsageError, match="~nobody-here/run: there is no such home"):
+        files.expanded("~nobody-here/run")
+
+
+def test_data_of_ones_own_need_no_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a container whose user has no entry: only what lies in the home would need one."""
+
+    def unknown(_: int) -> None:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("HOME", "POTSTILL_DATA_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    images, labels = np.zeros((4, 8, 8), np.uint8), np.arange(4) % 2
+    np.savez(tmp_path / "mine.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    assert potstill.load_dataset(tmp_path / "mine.npz").spec.num_classes == 2
+    with pytest.raises(DataError, match=r"mnist: .*looked in ~/\.cache/potstill/data"):
+        potstill.load_dataset("mnist")

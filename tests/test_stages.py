@@ -575,6 +575,16 @@ def test_a_cache_that_cannot_be_written_is_found_before_training(toy_dataset: La
         pretrain_pool(recipe, toy_dataset, QUIET, cache=tmp_path / "file")
 
 
+def test_a_run_without_a_cache_that_can_be_written_claims_no_folder(
+    toy_dataset: LabelledDataset, store: RunStore, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"file/pool: the cache cannot be written"):
+        distill_run(small(pool__pretrained=True), toy_dataset, store, QUIET, cache=tmp_path / "file")
+    assert not store.root.exists()
+    distill_run(small(method__steps=1), toy_dataset, store, QUIET, cache=tmp_path / "file")  # which needs none
+
+
 # --- a budget
 
 

@@ -86,13 +86,25 @@ def default_cache() -> Path:
         UsageError: neither is set and the user has no home.
     """
     if chosen := os.environ.get("POTSTILL_CACHE_DIR"):
-        return Path(chosen)
+        return expanded(chosen)
     if caches := os.environ.get("XDG_CACHE_HOME"):
-        return Path(caches) / "potstill"
+        return expanded(caches) / "potstill"
     try:
         return Path.home() / ".cache" / "potstill"
     except RuntimeError:
         raise UsageError(f"no cache folder: this user has no home; {CACHE_REMEDY}") from None
+
+
+def expanded(path: str | Path) -> Path:
+    """`path` with `~` as the user's home, which a shell leaves as it is behind a `=` and Python everywhere.
+
+    Raises:
+        UsageError: there is no such home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{path}: there is no such home; give the whole path") from None
 
 
 def _open_aside(path: Path) -> tuple[int, str]:

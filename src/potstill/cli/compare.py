@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, RunError, UsageError, printable
-from ..files import SCHEMA_VERSION
+from ..files import SCHEMA_VERSION, expanded
 from . import options as shared
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("--seeds", type=shared.count, metavar="N", help="sets per method: seeds SEED .. SEED+N-1")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for the runs; the same call goes on"
+        "--out", type=shared.place, required=True, metavar="DIR", help="folder for the runs; the same call goes on"
     )
     parser.add_argument("--overwrite", action="store_true", help="start every run anew")
     shared.add_key(
@@ -121,7 +120,7 @@ def _study(options: argparse.Namespace) -> Study:
         given |= {"--seeds": options.seeds, "--config": options.config}
         if named := [flag for flag, value in given.items() if value]:
             raise UsageError(f"{named[0]} beside a study: its file says that; write it there, under vary or cells")
-        return read_study(Path(file), *layers)
+        return read_study(expanded(file), *layers)
     if options.factors and "factor" in short:
         raise UsageError("--factor and --factors: give one of them; --factors takes a list, as 1,2 or 2,3x1")
     methods = options.methods or ["random", "random_mix", "dsdm"]

@@ -20,7 +20,7 @@ def add_parser(verbs: Any) -> None:
     shared.add_key(parser, "--method", "method.name", metavar="NAME", help="see potstill list methods")
     shared.add_key(parser, "--ipc", "ipc", type=int, help="stored images per class")
     shared.add_factor(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder")
+    parser.add_argument("--out", type=shared.place, metavar="DIR", help="the run's folder")
     parser.add_argument("--resume", nargs="?", const=True, metavar="DIR", help="go on with the run in DIR (or --out)")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
     shared.add_dry_run(parser)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import options as shared
@@ -16,10 +15,12 @@ if TYPE_CHECKING:
 def add_parser(verbs: Any) -> None:
     text = "train networks on a set and score them on real test data, last epoch"
     parser = shared.add_verb(verbs, "evaluate", run, text)
-    parser.add_argument("set", type=Path, help="run folder, distilled.safetensors, or a .pt of another code base")
+    parser.add_argument(
+        "set", type=shared.place, help="run folder, distilled.safetensors, or a .pt of another code base"
+    )
     shared.add_told(parser)
     parser.add_argument("--seed", type=int, help="of the evaluation networks")
-    parser.add_argument("--out", type=Path, help="folder for the scores (default: the run folder)")
+    parser.add_argument("--out", type=shared.place, help="folder for the scores (default: the run folder)")
     shared.add_evaluation(parser)
     shared.add_places(parser)
     shared.add_runtime(parser)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from . import options as shared
@@ -11,9 +10,11 @@ from . import options as shared
 
 def add_parser(verbs: Any) -> None:
     parser = shared.add_verb(verbs, "export", run, "write a set in another format")
-    parser.add_argument("set", type=Path, help="run folder, distilled.safetensors, or a .pt of another code base")
+    parser.add_argument(
+        "set", type=shared.place, help="run folder, distilled.safetensors, or a .pt of another code base"
+    )
     parser.add_argument("--to", required=True, metavar="FORMAT", help="huggingface, folder, pt, pt-data or safetensors")
-    parser.add_argument("--out", type=Path, help="where to (default: beside the set)")
+    parser.add_argument("--out", type=shared.place, help="where to (default: beside the set)")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     shared.add_told(parser)
     shared.add_data_places(parser)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
-from ..files import SCHEMA_VERSION
+from ..files import SCHEMA_VERSION, expanded
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
@@ -95,13 +95,13 @@ def told_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_data_places(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-dir", type=Path, help="where data sets lie (default POTSTILL_DATA_DIR)")
+    parser.add_argument("--data-dir", type=place, help="where data sets lie (default POTSTILL_DATA_DIR)")
     parser.add_argument("--download", action="store_true", help="fetch a missing data set (needs the extra 'hub')")
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
     add_data_places(parser)
-    parser.add_argument("--cache-dir", type=Path, help="where pools are cached (default POTSTILL_CACHE_DIR)")
+    parser.add_argument("--cache-dir", type=place, help="where pools are cached (default POTSTILL_CACHE_DIR)")
 
 
 def add_runtime(parser: argparse.ArgumentParser) -> None:
@@ -193,6 +193,13 @@ def _duration(seconds: float) -> str:
 
 
 # --- types of option values
+
+
+def place(text: str) -> Path:
+    try:
+        return expanded(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def factor(text: str) -> list[int]:

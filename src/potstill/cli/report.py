@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from . import options as shared
@@ -11,7 +10,7 @@ from . import options as shared
 
 def add_parser(verbs: Any) -> None:
     parser = shared.add_verb(verbs, "report", run, "write report.html for a run or a folder of runs")
-    parser.add_argument("folder", type=Path, help="run folder, or a folder of run folders")
+    parser.add_argument("folder", type=shared.place, help="run folder, or a folder of run folders")
     parser.add_argument(
         "--format", choices=["html", "markdown", "csv", "latex"], default="html", help="html writes a file"
     )

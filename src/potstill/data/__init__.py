@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, UsageError
+from ..files import expanded
 from ..spec import LabelledDataset
 from .check import finish
 from .holdout import holdout_split
@@ -62,7 +63,7 @@ def load_dataset(
         as_sides(size)
     if not 0 < holdout < 1:
         raise UsageError(f"holdout={holdout}: need a fraction between 0 and 1")
-    raw = _read(source, Path(data_dir).expanduser() if data_dir else default_data_dir(), download, size)
+    raw = _read(source, expanded(data_dir) if data_dir else default_data_dir(), download, size)
     return finish(raw, normalisation=normalisation, holdout=holdout, size=size, mirror=mirror, seed=seed)
 
 
@@ -97,7 +98,7 @@ def _read_known(name: str, data_dir: Path, download: bool) -> RawDataset:
 
 
 def _existing_path(source: str | os.PathLike[str]) -> Path:
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.exists():
         return path
     if isinstance(source, str) and path.name == source and not path.suffix:

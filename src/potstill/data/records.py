@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError, UsageError
+from ..files import expanded
 from ..registry import Registry
 
 logger = logging.getLogger("potstill")
@@ -112,12 +113,12 @@ def reason(problem: Exception) -> str:
 
 
 def default_data_dir() -> Path:
-    """POTSTILL_DATA_DIR, else `potstill/data` in the user's cache folder."""
+    """POTSTILL_DATA_DIR, else `potstill/data` in the user's cache folder; without a home, a place where nothing is."""
     chosen = os.environ.get("POTSTILL_DATA_DIR")
     if chosen:
-        return Path(chosen).expanduser()
+        return expanded(chosen)
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "potstill" / "data"
+    return Path(os.path.expanduser(cache)) / "potstill" / "data"
 
 
 def check_memory(numbers: int, origin: str) -> None:

@@ -158,18 +158,19 @@ def train_member(
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> None:
     """One task: see to it that `cache` holds the members of one training run; nothing is done where it does."""
-
-    def there() -> bool:
-        return all(_path(cache, key).exists() for key in keys)
-
-    if there():  # nothing is written: a shared cache may be read only
+    if is_cached(keys, cache):  # nothing is written: a shared cache may be read only
         return
     require_writable(cache)
     sweep(cache)
     # A second process wanting the same member waits and then finds it.
     with FileLock(cache / f"{keys[-1].digest()}.lock"):
-        if not there():
+        if not is_cached(keys, cache):
             _train_run(train, spec, network, keys, cache, runtime, on_epoch)
+
+
+def is_cached(keys: Sequence[MemberKey], cache: Path) -> bool:
+    """Whether `cache` holds all members of a training run."""
+    return all(_path(cache, key).exists() for key in keys)
 
 
 def read_pool(network: str, runs: Sequence[Sequence[MemberKey]], cache: Path, *, threads: int = 1) -> Pool:

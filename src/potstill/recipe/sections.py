@@ -6,7 +6,6 @@ import math
 import re
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any, Literal
 
 from ..checks import at_least, one_of
@@ -15,6 +14,7 @@ from ..data.measure import split_fingerprint
 from ..errors import UsageError
 from ..evaluation import find_protocol
 from ..evaluation.evaluate import MOST_NETS
+from ..files import expanded
 from ..learning.fit import Schedule
 from ..learning.pool import SCHEDULES, snapshot_epochs
 from ..machine.runtime import Runtime
@@ -300,7 +300,7 @@ class Recipe:
 
 def _located(name: str) -> str:
     """A path as it is from everywhere; a known name as it is."""
-    place = Path(name).expanduser()
+    place = expanded(name)
     return str(place.absolute()) if name not in DATASETS and place.exists() else name
 
 

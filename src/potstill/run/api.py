@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..files import expanded
 from ..recipe import Recipe, resolve
 from ..sets.synthetic import SyntheticSet
 from ..spec import LabelledDataset
@@ -75,7 +76,7 @@ def distill(
     resolved = resolve({"data.name": data.spec.name}, recipe or {}, chosen, keys).on(data)
     check_kept_steps(resolved)
     reporter = Reporter(quiet=quiet)
-    cache_folder = Path(cache) if cache else None
+    cache_folder = expanded(cache) if cache else None
     if out is not None:
         store = RunStore(out)
         synthetic = distill_run(resolved, data, store, reporter, cache=cache_folder, resume=resume, overwrite=overwrite)

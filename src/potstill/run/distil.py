@@ -23,7 +23,7 @@ from ..sets.parameterisations import Parameterisation
 from ..sets.synthetic import SyntheticSet
 from ..spec import LabelledDataset
 from .environment import environment, forget_peak_memory, peak_memory_mb
-from .pretrain import pretrain_pool
+from .pretrain import check_pool_cache, pretrain_pool
 from .progress import Reporter
 from .signals import giving_up, stop_requests
 from .store import MetricsLog, RunStore
@@ -49,7 +49,7 @@ def distill_run(
     """
     recipe, method = recipe.on(data), recipe.build_method()
     if overwrite or not store.distilled.exists():
-        _check(recipe, method, data)
+        _check(recipe, method, data, cache)
     with store.locked():
         _claim(store, recipe, resume, overwrite)
         with store.noting_failure():
@@ -76,15 +76,18 @@ def _runtimes(store: RunStore, problem: Problem) -> list[str]:
     return list(dict.fromkeys([*before, problem.runtime.describe()]))
 
 
-def _check(recipe: Recipe, method: Method[Any], data: LabelledDataset) -> None:
+def _check(recipe: Recipe, method: Method[Any], data: LabelledDataset, cache: Path | None) -> None:
     """Refuse what cannot work while nothing is claimed and nothing trained.
 
     Raises:
         UsageError, DataError: a device or precision that is not there, a class too small for the IPC, what the method
             refuses.
+        RunError: a cache that cannot be written.
     """
     problem = bare_problem(recipe, data, distilling_runtime(recipe, method, data), _untrained_pool(recipe, method))
     method.check(problem)
+    if method.needs_pool:
+        check_pool_cache(recipe, data, cache=cache)
 
 
 def check_kept_steps(*recipes: Recipe) -> None:

@@ -18,15 +18,15 @@ from ..errors import PotstillError, reason
 from ..evaluation import evaluate_once, evaluation_seeds, find_protocol
 from ..files import default_cache
 from ..learning.fit import fit
-from ..learning.pool import Pool, member_keys, snapshot_epochs, untrained
+from ..learning.pool import Pool, untrained
 from ..machine.runtime import Runtime
 from ..methods import Problem, State
 from ..networks import build_network
 from ..recipe import Recipe
-from ..seeding import derive
 from ..spec import LabelledDataset, Split
 from .distil import bare_problem, distilling_runtime
 from .environment import forget_peak_memory, peak_memory_mb
+from .pretrain import missing_runs
 from .progress import Reporter
 from .store import RunStore, score_name
 from .study import Cell, Study, load_cells
@@ -176,15 +176,7 @@ def _pool(recipe: Recipe, data: LabelledDataset, needed: bool) -> Pool | None:
 
 
 def _pool_seconds(recipe: Recipe, data: LabelledDataset, cache: Path) -> float:
-    config = recipe.pool
-    if not config.pretrained:
-        return 0.0
-    schedule, epochs = config.training(), snapshot_epochs(config.training(), config.snapshots)
-    runs = [
-        member_keys(data.spec, config.network, schedule, derive(config.seed, "pool", run), epochs)
-        for run in range(config.members)
-    ]
-    missing = sum(not all((cache / "pool" / f"{key.digest()}.safetensors").exists() for key in keys) for keys in runs)
+    config, schedule, missing = recipe.pool, recipe.pool.training(), missing_runs(recipe, data, cache / "pool")
     if not missing:
         return 0.0
     passes = 3 * len(data.train) * schedule.epochs * config.members

@@ -4,13 +4,34 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..files import default_cache
-from ..learning.pool import Pool, pretrain, untrained
+from ..files import default_cache, require_writable
+from ..learning.pool import Pool, is_cached, member_keys, pretrain, snapshot_epochs, untrained
 from ..machine.runtime import Runtime
 from ..recipe import Recipe
+from ..seeding import derive
 from ..spec import LabelledDataset
 from .progress import Reporter
 from .signals import interruptible
+
+
+def check_pool_cache(recipe: Recipe, data: LabelledDataset, *, cache: Path | None = None) -> None:
+    """Find out before a run is begun whether what its pool still lacks can be kept.
+
+    Raises:
+        UsageError, RunError: there is no folder for it, or none that can be written.
+    """
+    folder = (cache or default_cache()) / "pool"
+    if missing_runs(recipe, data, folder):
+        require_writable(folder)
+
+
+def missing_runs(recipe: Recipe, data: LabelledDataset, folder: Path) -> int:
+    """How many of the pool's training runs are not in the cache."""
+    config, schedule = recipe.pool, recipe.pool.training()
+    epochs = snapshot_epochs(schedule, config.snapshots)
+    seeds = [derive(config.seed, "pool", run) for run in range(config.members)]
+    runs = [member_keys(data.spec, config.network, schedule, seed, epochs) for seed in seeds]
+    return sum(not is_cached(keys, folder) for keys in runs) if config.pretrained else 0
 
 
 def pretrain_pool(

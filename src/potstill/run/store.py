@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ..errors import DataError, Interrupted, PotstillError, RunError, UsageError, reason
-from ..files import SCHEMA_VERSION, sweep, write_atomically
+from ..files import SCHEMA_VERSION, expanded, sweep, write_atomically
 from ..networks import identity
 from ..sets.quantise import MOST_BITS
 from ..sets.synthetic import SyntheticSet
@@ -52,7 +52,7 @@ class RunStore:
     """Sole owner of the paths below `root`; opens nothing until asked."""
 
     def __init__(self, root: str | Path):
-        self.root = Path(root)
+        self.root = expanded(root)
 
     @property
     def config(self) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import DataError, UsageError
+from ..files import expanded
 from ..spec import DatasetSpec
 from .export.pt import FORMS, SUFFIXES, read_pt
 from .parameterisations import Factor
@@ -27,7 +28,7 @@ def read_set(
         UsageError: a `.pt` file without `spec`, or what is said of a set that knows better.
         DataError: missing, damaged, of an unknown form, or of another shape or number of classes than `spec`.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder, expected a distilled set: {_expected()}")
     file = _in_folder(path) if path.is_dir() else path

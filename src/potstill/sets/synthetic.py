@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import DataError, UsageError
+from ..files import expanded
 from ..seeding import generator
 from ..spec import DatasetSpec, Split, normalise, to_pixels
 from ..tensors import checksum, pack, read_tensors
@@ -272,7 +273,7 @@ class SyntheticSet(Dataset[tuple[Tensor, int]]):
         Raises:
             DataError: missing, damaged, or not written by `to_bytes`.
         """
-        path = Path(path)
+        path = expanded(path)
         path = path / "distilled.safetensors" if path.is_dir() else path
         if not path.exists():
             raise DataError(f"{path}: no distilled set here; expected a distilled.safetensors file")

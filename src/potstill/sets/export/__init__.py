@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
+from ...files import expanded
 from ..synthetic import SyntheticSet
 from . import exact, folder, huggingface, wav  # noqa: F401  (they enter themselves in the registry)
 from .base import EXPORTS, logger
@@ -50,6 +51,6 @@ def export(
     if synthetic.factor is None and to != "safetensors":
         stored = synthetic.way.describe()
         logger.warning("the form %s holds images: the decoded samples of %s are written", to, stored)
-    destination = form.named(Path(destination).expanduser())
+    destination = form.named(expanded(destination))
     publish(destination, form.content(synthetic, facts or {}), overwrite=overwrite)
     return destination
