@@ -154,7 +154,9 @@ def test_both_derivatives_are_those_of_a_step_of_descent() -> None:
     slope = torch.autograd.grad(loss(leaves, images, labels), list(leaves.values()), create_graph=True)
     moved = sum(((w - 0.1 * g) * v).sum() for w, g, v in zip(leaves.values(), slope, outer.values(), strict=True))
     *expected, to_images = torch.autograd.grad(moved, [*leaves.values(), images])
-    found, mixed = to_weights_and_samples(loss, weights, x, outer, labels)
+    along, found, mixed = to_weights_and_samples(loss, weights, x, outer, labels)
+    product = sum((g * v).sum() for g, v in zip(slope, outer.values(), strict=True))
+    torch.testing.assert_close(along, product.detach(), rtol=1e-9, atol=1e-9)
     assert relative(-0.1 * mixed, to_images) < 1e-9
     for name, theirs in zip(weights, expected, strict=True):
         torch.testing.assert_close(outer[name] - 0.1 * found[name], theirs, rtol=1e-9, atol=1e-9)
@@ -239,7 +241,7 @@ def test_second_order_is_the_way_back_through_a_step(toy_colour: LabelledDataset
     samples, labels = toy_colour.train.images[:7].float() / 255, toy_colour.train.labels[:7]
     direction = {name: torch.randn(w.shape, generator=stream()) for name, w in weights.items()}
     nothing = Draw((), torch.rand(1, augment.COLUMNS, generator=stream()))
-    found, to_pixels = Gradients(network, spec, Runtime(chunk=3)).second_order(
+    along, found, to_pixels = Gradients(network, spec, Runtime(chunk=3)).second_order(
         weights, samples, labels, nothing, direction
     )
     leaves = {name: w.requires_grad_() for name, w in weights.items()}
@@ -248,6 +250,7 @@ def test_second_order_is_the_way_back_through_a_step(toy_colour: LabelledDataset
     slope = torch.autograd.grad(cross_entropy(network, leaves, x, labels), list(leaves.values()), create_graph=True)
     product = sum((g * v).sum() for g, v in zip(slope, direction.values(), strict=True))
     *expected, mixed = torch.autograd.grad(product, [*leaves.values(), pixels])
+    torch.testing.assert_close(along, product.detach(), rtol=1e-4, atol=1e-4)
     assert relative(to_pixels, mixed) < 1e-4
     for name, theirs in zip(leaves, expected, strict=True):
         torch.testing.assert_close(found[name], theirs, rtol=1e-3, atol=1e-4)

@@ -22,11 +22,7 @@ def names(kind: str) -> dict[str, str]:
     if kind == "keys":
         return {key.name: _line(key) for key in keys_of()}
     if kind == "protocols":
-        return {
-            name: f"{s.epochs} epochs, {s.optimizer} {s.learning_rate:g}, batch {s.batch}"
-            for name, protocol in PROTOCOLS.items()
-            if isinstance(protocol, Scheduled) and (s := protocol.schedule)
-        }
+        return {name: protocol.about for name, protocol in PROTOCOLS.items()}
     if kind == "datasets":
         return {name: _facts(DATASETS[name]) for name in DATASETS}
     registry: Any = {"methods": METHODS, "networks": NETWORKS}[kind]
@@ -63,12 +59,10 @@ def describe(kind: str, name: str) -> dict[str, Any]:
         return {"name": name, "recipe": recipe, "text": yaml.safe_dump(recipe, sort_keys=False).rstrip()}
     if kind == "protocols":
         protocol = find_protocol(name)
-        schedule = vars(protocol.schedule) if isinstance(protocol, Scheduled) else {"epochs": protocol.epochs}
-        return {
-            "name": name,
-            "schedule": schedule,
-            "text": "\n".join(f"{k}: {v}" for k, v in schedule.items()),
-        }
+        if not isinstance(protocol, Scheduled):
+            return {"name": name, "schedule": {}, "text": protocol.about}
+        schedule = vars(protocol.schedule)
+        return {"name": name, "schedule": schedule, "text": "\n".join(f"{k}: {v}" for k, v in schedule.items())}
     if kind == "datasets":
         known = DATASETS[name]
         lines = [_facts(known), f"classes: {', '.join(known.classes)}", f"mirror images keep the label: {known.mirror}"]

@@ -33,7 +33,7 @@ def evaluate_once(
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> Score:
     """Train one fresh network on `train`, a set or real data, and score it on `test` after the last epoch."""
-    protocol = find_protocol(protocol, epochs)
+    protocol = find_protocol(protocol, epochs).suited(train)
     started = time.perf_counter()
     losses: list[float] = []
 
@@ -42,7 +42,7 @@ def evaluate_once(
         if on_epoch:
             on_epoch(epoch, loss)
 
-    net = build_network(network, spec, derive(seed, "evaluate"))
+    net = build_network(network, spec, protocol.network_seed(train, derive(seed, "evaluate")))
     net = protocol.train(net, train, spec, runtime, seed=derive(seed, "evaluate"), on_epoch=keep)
     right = accuracy(net, test, spec, runtime)
     loss = losses[-1] if losses else None

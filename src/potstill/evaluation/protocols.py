@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ..errors import UsageError
+from torch import Tensor
+
+from ..errors import RunError, UsageError
 from ..learning.fit import Schedule, fit
+from ..learning.unroll import Unrolled, one_pass
 from ..machine.runtime import Runtime
 from ..networks import Backbone
 from ..sets.synthetic import SyntheticSet
@@ -29,9 +33,26 @@ class Protocol(ABC):
     def epochs(self) -> int:
         """Passes over the samples; a score names them."""
 
+    @property
+    def about(self) -> str:
+        """The protocol in a line."""
+        return f"{self.epochs} epochs"
+
     @abstractmethod
     def lasting(self, epochs: int) -> Protocol:
         """The same protocol, shortened or lengthened."""
+
+    def suited(self, train: TrainingSet) -> Protocol:
+        """The protocol as it is on this set.
+
+        Raises:
+            UsageError: the set lacks what it needs.
+        """
+        return self
+
+    def network_seed(self, train: TrainingSet, seed: int) -> int:
+        """What the network is initialised from: `seed`, unless the set serves one network alone."""
+        return seed
 
     @abstractmethod
     def train(
@@ -58,6 +79,11 @@ class Scheduled(Protocol):
     def epochs(self) -> int:
         return self.schedule.epochs
 
+    @property
+    def about(self) -> str:
+        s = self.schedule
+        return f"{s.epochs} epochs, {s.optimizer} {s.learning_rate:g}, batch {s.batch}"
+
     def lasting(self, epochs: int) -> Scheduled:
         return replace(self, schedule=replace(self.schedule, epochs=epochs))
 
@@ -72,6 +98,74 @@ class Scheduled(Protocol):
         on_epoch: Callable[[int, float], None] | None = None,
     ) -> Backbone:
         return fit(network, samples_of(train), spec, self.schedule, runtime, seed=seed, on_epoch=on_epoch)
+
+
+@dataclass(frozen=True)
+class Learned(Protocol):
+    """The steps that a set brings: the rates of `extras`, one for each batch of each pass, and no augmentation (DD).
+
+    Attributes:
+        asked: passes to make, of those that were learned; 0 for all.
+    """
+
+    name: str
+    asked: int = 0
+
+    @property
+    def epochs(self) -> int:
+        return self.asked
+
+    @property
+    def about(self) -> str:
+        return "the set's own gradient steps at the rates learned with it"
+
+    def lasting(self, epochs: int) -> Learned:
+        return replace(self, asked=epochs)
+
+    def suited(self, train: TrainingSet) -> Learned:
+        learned = len(_rates(self.name, train))
+        if self.asked > learned:
+            raise UsageError(f"epochs={self.asked}: the set has learned rates for {learned}, ask for no more")
+        return replace(self, asked=self.asked or learned)
+
+    def network_seed(self, train: TrainingSet, seed: int) -> int:
+        named = train.extras.get("network_seed") if isinstance(train, SyntheticSet) else None
+        return seed if named is None else int(named)
+
+    def train(
+        self,
+        network: Backbone,
+        train: TrainingSet,
+        spec: DatasetSpec,
+        runtime: Runtime,
+        *,
+        seed: int,
+        on_epoch: Callable[[int, float], None] | None = None,
+    ) -> Backbone:
+        rates = _rates(self.name, train)
+        assert isinstance(train, SyntheticSet)
+        network.to(runtime.device)
+        batches = one_pass(train.samples().to(runtime.device), train.classes, rates.shape[1])
+        unrolled = Unrolled(network, spec, runtime)
+        weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        for epoch in range(self.asked or len(rates)):
+            weights, loss, *_ = unrolled.forward(weights, batches, rates[epoch])
+            if not math.isfinite(float(loss)):
+                raise RunError(f"training loss is {float(loss)}: the rates of this set do not suit this network")
+            if on_epoch:
+                on_epoch(epoch + 1, float(loss))
+        network.load_state_dict(weights)
+        return network.eval()
+
+
+def _rates(protocol: str, train: TrainingSet) -> Tensor:
+    """Learned rates `(epochs, steps)` of a set."""
+    rates = train.extras.get("rates") if isinstance(train, SyntheticSet) else None
+    if rates is None or rates.ndim != 2:
+        raise UsageError(
+            f"protocol={protocol}: needs a set with learned rates, as method dd makes; take another protocol"
+        )
+    return rates
 
 
 def samples_of(train: TrainingSet) -> Split:
@@ -116,6 +210,7 @@ PROTOCOLS: dict[str, Protocol] = {
                 augment_single=True,
             ),
         ),
+        Learned("dd"),
         Scheduled(
             "ncfm",
             Schedule(

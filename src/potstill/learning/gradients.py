@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from ..machine.chunks import Chunk, chunks
 from ..machine.runtime import Runtime
-from ..matching.gradients import Distance, Slope, direction_of, to_samples, to_weights_and_samples
+from ..matching.gradients import Distance, SecondOrder, Slope, direction_of, to_samples, to_weights_and_samples
 from ..networks import Backbone
 from ..spec import DatasetSpec
 from .augment import Draw
@@ -49,9 +49,13 @@ class Gradients:
 
     def __call__(self, weights: Weights, samples: Tensor, labels: Tensor, draw: Draw) -> dict[str, Tensor]:
         """The gradient to the parameters: what DC matches of a real batch."""
+        return self.loss(weights, samples, labels, draw)[1]
+
+    def loss(self, weights: Weights, samples: Tensor, labels: Tensor, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and its gradient to the parameters."""
         with torch.no_grad():
             x = self._seen(samples, draw)
-        return self.first_order(self._copied(weights), x, *_columns(labels))[1]
+        return self.first_order(self._copied(weights), x, *_columns(labels))
 
     def match(
         self, weights: Weights, samples: Tensor, labels: Tensor, draw: Draw, real: Weights, distance: Distance
@@ -69,17 +73,19 @@ class Gradients:
 
     def second_order(
         self, weights: Weights, samples: Tensor, labels: Tensor, draw: Draw, direction: Weights
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Gradients of <gradient to the parameters, direction> to parameters and samples: a step of DD's way back."""
+    ) -> SecondOrder:
+        """Of <gradient to the parameters, direction>, whose way back is to `samples`: a step of DD's way back."""
         leaf = samples.detach().requires_grad_()
         x = self._seen(leaf, draw)
-        to_weights: dict[str, Tensor] = {}
+        along, to_weights = x.new_zeros(()), dict[str, Tensor]()
         pieces = []
         for piece in self._weighted(x.detach(), *_columns(labels)):
-            found, to_x = self._to_both(*self._split(weights, piece, direction))
-            to_weights = {name: value + to_weights[name] if to_weights else value for name, value in found.items()}
-            pieces.append(to_x[: piece.filled])
-        return to_weights, torch.autograd.grad(x, leaf, torch.cat(pieces))[0]
+            found = self._to_both(*self._split(weights, piece, direction))
+            added = found.to_weights.items()
+            to_weights = {name: value + to_weights[name] if to_weights else value for name, value in added}
+            along = along + found.along
+            pieces.append(found.to_samples[: piece.filled])
+        return SecondOrder(along, to_weights, torch.autograd.grad(x, leaf, torch.cat(pieces))[0])
 
     def first_order(
         self, weights: Weights, x: Tensor, targets: Tensor, shares: Tensor

@@ -9,7 +9,7 @@ directional derivative, along v in the weights, of dL/dx. Forward over reverse c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,12 +67,22 @@ def to_samples(loss: Callable[..., Tensor], weights: Gradient, x: Tensor, direct
     return jvp(lambda w: slope(w, x), (dict(weights),), (dict(direction),))[1]
 
 
+class SecondOrder(NamedTuple):
+    """Of the product <dL/dw, direction>: its value, and its gradients to the weights and to the samples."""
+
+    along: Tensor
+    to_weights: dict[str, Tensor]
+    to_samples: Tensor
+
+
 def to_weights_and_samples(
     loss: Callable[..., Tensor], weights: Gradient, x: Tensor, direction: Gradient, *given: Any
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Also the gradient to the weights, the Hessian times `direction`: the way back through steps of SGD asks both."""
+) -> SecondOrder:
+    """Also the gradient to the weights, the Hessian times `direction`: the way back through steps of SGD asks all."""
     slopes = grad(lambda w, x: loss(w, x, *given), argnums=(0, 1))
-    return jvp(lambda w: slopes(w, x), (dict(weights),), (dict(direction),))[1]
+    (slope, _), (to_weights, to_x) = jvp(lambda w: slopes(w, x), (dict(weights),), (dict(direction),))
+    along = torch.stack([(value * direction[name]).sum() for name, value in slope.items()]).sum()
+    return SecondOrder(along, to_weights, to_x)
 
 
 class Slope(torch.autograd.Function):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import dc as _dc  # noqa: F401
+from . import dd as _dd  # noqa: F401
 from . import dm as _dm  # noqa: F401
 from . import dsdm as _dsdm  # noqa: F401
 from . import dsdm_plus as _dsdm_plus  # noqa: F401

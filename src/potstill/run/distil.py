@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, Interrupted, RunError, UsageError
+from ..evaluation import find_protocol
 from ..files import default_cache
 from ..learning.pool import Pool
 from ..machine.runtime import Runtime
@@ -80,12 +81,15 @@ def _check(recipe: Recipe, method: Method[Any], data: LabelledDataset, cache: Pa
     """Refuse what cannot work while nothing is claimed and nothing trained.
 
     Raises:
-        UsageError, DataError: a device or precision that is not there, a class too small for the IPC, what the method
-            refuses.
+        UsageError, DataError: a device or precision that is not there, a class too small for the IPC, a protocol that
+            the sets of the method are not made for, what the method refuses.
         RunError: a cache that cannot be written.
     """
     problem = bare_problem(recipe, data, distilling_runtime(recipe, method, data), _untrained_pool(recipe, method))
     method.check(problem)
+    if method.steps:
+        begun = method.result(problem, method.init(problem))
+        find_protocol(recipe.evaluation.protocol, recipe.evaluation.epochs).suited(begun)
     if method.needs_pool:
         check_pool_cache(recipe, data, cache=cache)
 

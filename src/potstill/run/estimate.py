@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..errors import PotstillError, reason
-from ..evaluation import evaluate_once, evaluation_seeds, find_protocol
+from ..evaluation import Scheduled, TrainingSet, evaluate_once, evaluation_seeds, find_protocol, samples_of
 from ..files import default_cache
 from ..learning.fit import fit
 from ..learning.pool import Pool, untrained
@@ -142,7 +142,7 @@ def _timed(cell: Cell, data: LabelledDataset) -> Estimate:
     synthetic = method.result(problem, state)
     size = len(synthetic.to_bytes())
     state_size = sum(tensor.nbytes for tensor in state.to_tensors().values())
-    scoring = evaluation_seconds(recipe, synthetic.decoded(), data)
+    scoring = evaluation_seconds(recipe, synthetic, data)
     return Estimate(
         cell.name,
         "new",
@@ -190,13 +190,16 @@ def _pool_seconds(recipe: Recipe, data: LabelledDataset, cache: Path) -> float:
     return max(0.0, first - again) + again * share * schedule.epochs * missing
 
 
-def evaluation_seconds(recipe: Recipe, train: Split, data: LabelledDataset) -> float:
-    """What scoring the images `train` would take, a set's decoded ones or the whole split."""
+def evaluation_seconds(recipe: Recipe, train: TrainingSet, data: LabelledDataset) -> float:
+    """What scoring a set would take, or the whole split."""
     config = recipe.evaluation
-    epochs = find_protocol(config.protocol, config.epochs).epochs
+    protocol = find_protocol(config.protocol, config.epochs).suited(train)
+    epochs, test = protocol.epochs, _some(data.test)
     runtime: Runtime = recipe.runtime.resolve(passes=3 * len(train) * epochs * config.nets, side=data.spec.shape[1])
     runtime.start()
-    part, test = _some(train), _some(data.test)
+    # Only a fixed schedule can be followed on a part of the set.
+    part = _some(samples_of(train)) if isinstance(protocol, Scheduled) else train
+
     (seed,) = evaluation_seeds(config.seed, config.network, 1)
 
     def score() -> float:

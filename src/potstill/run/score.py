@@ -81,7 +81,7 @@ def evaluate(
         synthetic.spec,
         matching_test(synthetic.spec, data),
         network,
-        find_protocol(protocol, epochs),
+        find_protocol(protocol, epochs).suited(synthetic),
         evaluation_seeds(seed, network, nets),
         _facts(synthetic),
         Runtime.resolve if runtime is None else lambda **_: runtime,
@@ -173,7 +173,7 @@ def _facts(synthetic: SyntheticSet) -> dict[str, Any]:
 
 def _job(train: TrainingSet, spec: DatasetSpec, test: Split, recipe: Recipe, facts: dict[str, Any]) -> Job:
     config = recipe.evaluation
-    protocol = find_protocol(config.protocol, config.epochs)
+    protocol = find_protocol(config.protocol, config.epochs).suited(train)
     seeds = evaluation_seeds(config.seed, config.network, config.nets)
     settle = recipe.runtime.resolve
     return Job(train, spec, test, config.network, protocol, seeds, facts, settle, config.at_once)
