@@ -19,7 +19,11 @@ from potstill.machine.runtime import Runtime
 from potstill.methods import Problem, run_method
 from potstill.methods.dd import DD, DDConfig
 from potstill.networks import build_network
+from potstill.recipe import resolve
+from potstill.run.distil import distill_run
+from potstill.run.progress import Reporter
 from potstill.run.score import evaluate
+from potstill.run.store import RunStore
 from potstill.seeding import derive
 from potstill.sets.parameterisations.dct import DCT
 from potstill.sets.synthetic import SyntheticSet
@@ -189,3 +193,12 @@ def test_the_protocol_is_listed_and_bad_keys_are_refused():
         DDConfig(initialisation="known")
     with pytest.raises(UsageError, match="inner_rate=0: need a number above 0"):
         DDConfig(inner_rate=0.0)
+
+
+def test_a_protocol_that_the_sets_are_not_made_for_is_refused_before_distilling(
+    toy_dataset: LabelledDataset, tmp_path: Path
+):
+    recipe = resolve({"method": {"name": "dm", "steps": 1}, "ipc": 1, "evaluation": {"protocol": "dd"}})
+    with pytest.raises(UsageError, match="needs a set with learned rates"):
+        distill_run(recipe, toy_dataset, RunStore(tmp_path / "run"), Reporter(quiet=True))
+    assert not (tmp_path / "run").exists()

@@ -102,6 +102,10 @@ class Draw(NamedTuple):
         return Draw(self.operations, self.uniform.repeat_interleave(times, dim=0))
 
 
+#: No augmentation.
+PLAIN = Draw((), torch.zeros(1, COLUMNS))
+
+
 def draw_operations(strategy: Strategy, generator: torch.Generator) -> tuple[str, ...]:
     """The operations one batch gets."""
     pool = strategy.operations if strategy.single else tuple(n for n in strategy.operations if n in EXCLUSIVE)

@@ -16,15 +16,13 @@ from torch import Tensor
 from ..machine.runtime import Runtime
 from ..networks import Backbone
 from ..spec import DatasetSpec
-from .augment import COLUMNS, Draw
+from .augment import PLAIN
 from .gradients import Weights
 from .inner import Batch, Learner
 from .optim import Rule
 
 #: Numbers of weights that are kept for the way back: 200 steps of ConvNet-3 at fp32 take a quarter of a gigabyte.
 KEEP_NUMBERS = 64_000_000
-#: No augmentation: the steps are the same on every network.
-PLAIN = Draw((), torch.zeros(1, COLUMNS))
 
 
 class Labelled(NamedTuple):

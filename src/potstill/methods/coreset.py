@@ -15,15 +15,12 @@ from torch import Tensor
 
 from ..checks import at_least
 from ..errors import UsageError
-from ..learning.augment import COLUMNS, Draw
+from ..learning.augment import PLAIN
 from ..learning.gradients import Weights
 from ..spec import to_pixels
 from .base import Method
 from .problem import Problem
 from .state import State
-
-#: No augmentation, for one class.
-PLAIN = Draw((), torch.zeros(1, COLUMNS))
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ..checks import at_least, one_of
 from ..errors import UsageError
+from ..learning.augment import PLAIN
 from ..learning.optim import Rule
-from ..learning.unroll import PLAIN, Labelled, Unrolled, one_pass
+from ..learning.unroll import Labelled, Unrolled, one_pass
 from ..networks import build_network
 from ..seeding import derive
 from ..sets.synthetic import SyntheticSet
