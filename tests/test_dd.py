@@ -21,6 +21,7 @@ from potstill.methods.dd import DD, DDConfig
 from potstill.networks import build_network
 from potstill.recipe import resolve
 from potstill.run.distil import distill_run
+from potstill.run.estimate import evaluation_seconds
 from potstill.run.progress import Reporter
 from potstill.run.score import evaluate
 from potstill.run.store import RunStore
@@ -202,3 +203,15 @@ def test_a_protocol_that_the_sets_are_not_made_for_is_refused_before_distilling(
     with pytest.raises(UsageError, match="needs a set with learned rates"):
         distill_run(recipe, toy_dataset, RunStore(tmp_path / "run"), Reporter(quiet=True))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_time_of_its_own_protocol_is_estimated_on_the_whole_set(toy_dataset: LabelledDataset):
+    recipe = resolve(
+        {
+            "ipc": 4,
+            "method": {"name": "dd", "steps": 1},
+            "evaluation": {"protocol": "dd", "network": NETWORK, "nets": 1},
+            "runtime": {"device": "cpu", "precision": "fp32", "threads": 1, "compile": False},
+        }
+    )
+    assert evaluation_seconds(recipe, small_set(toy_dataset), toy_dataset) > 0

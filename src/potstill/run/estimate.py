@@ -199,7 +199,6 @@ def evaluation_seconds(recipe: Recipe, train: TrainingSet, data: LabelledDataset
     runtime.start()
     # Only a fixed schedule can be followed on a part of the set.
     part = _some(samples_of(train)) if isinstance(protocol, Scheduled) else train
-
     (seed,) = evaluation_seeds(config.seed, config.network, 1)
 
     def score() -> float:
