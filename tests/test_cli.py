@@ -36,7 +36,7 @@ from potstill.run.store import RunStore
 from potstill.sets.synthetic import SyntheticSet
 
 VERBS = ["distill", "evaluate", "compare", "pretrain", "export", "report", "reproduce", "list"]
-KINDS = ["methods", "datasets", "networks", "recipes", "studies", "protocols", "keys"]
+KINDS = ["methods", "datasets", "networks", "recipes", "protocols", "keys"]
 EAGER = ["--device", "cpu", "--precision", "fp32", "--threads", "1", "--compile", "false"]
 DIGITS = ["distill", "--dataset", "digits", "--ipc", "1", *EAGER]
 DSDM_KEYS = ["--method.steps", "4", "--method.real_batch", "16", "--pool.members", "1", "--pool.pretrained", "false"]
@@ -179,7 +179,7 @@ def test_exit_1_for_a_folder_in_use(tmp_path: Path, capsys: pytest.CaptureFixtur
         ([*DIGITS, "--factor", "0", "--out", "x"], "factor=0,0: each must be at least 1"),
         ([*DIGITS, "--fidelity", "exact", "--out", "x"], "use one of paper, code, potstill"),
         ([*DIGITS, "--device", "tpu9", "--method", "random", "--out", "x"], "device='tpu9': use auto, cpu, cuda"),
-        ([*DIGITS, "--config", "nope", "--out", "x"], "no recipe 'nope': give a file, or one of digits_demo"),
+        ([*DIGITS, "--config", "nope", "--out", "x"], "no recipe 'nope': give a file, or one of dd"),
         (DIGITS, "no folder for the run: add --out DIR"),
         (["distill", "--resume", "nowhere"], "nowhere: no run here"),
         (["compare", "--methods", "random,dm9", "--dataset", "digits", "--out", "x"], "unknown method 'dm9'"),

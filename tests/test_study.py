@@ -119,7 +119,7 @@ def test_rows_carry_the_cells_labels_and_the_papers_values_and_the_same_call_goe
 def test_a_hold_out_is_scored_on_and_neither_pool_nor_method_sees_it(
     toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from potstill.run import compare as module
+    from potstill.run import cells as module
 
     seen: list[LabelledDataset] = []
     plain = module.distill_run

@@ -36,15 +36,7 @@ def add_parser(verbs: Any) -> None:
         "--out", type=shared.place, required=True, metavar="DIR", help="folder for the runs; the same call goes on"
     )
     parser.add_argument("--overwrite", action="store_true", help="start every run anew")
-    shared.add_key(
-        parser,
-        "--budget-minutes",
-        "budget.minutes",
-        type=float,
-        metavar="M",
-        help="distilling time of each run, pool excluded; then its set is finished as it stands, also where a decay of "
-        "the learning rate has not come to its end",
-    )
+    shared.add_budget(parser)
     shared.add_keep_snapshots(parser, "steps whose sets are kept for --curve")
     parser.add_argument(
         "--curve",

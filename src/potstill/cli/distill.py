@@ -23,6 +23,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--out", type=shared.place, metavar="DIR", help="the run's folder")
     parser.add_argument("--resume", nargs="?", const=True, metavar="DIR", help="go on with the run in DIR (or --out)")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
+    shared.add_budget(parser)
     shared.add_dry_run(parser)
     shared.add_keep_snapshots(parser, "steps whose sets are kept")
     shared.add_places(parser)
@@ -31,6 +32,7 @@ def add_parser(verbs: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from ..run.distil import check_kept_steps, distill_run
+    from ..run.search import settle
     from ..run.store import RunStore
     from ..run.study import Cell, Study
 
@@ -45,20 +47,16 @@ def run(options: argparse.Namespace) -> None:
     store = RunStore(folder)
     recipe = _recipe(options, store)
     check_kept_steps(recipe)
-    synthetic = distill_run(
-        recipe,
-        shared.data_of(options, recipe),
-        store,
-        shared.reporter_of(options),
-        cache=options.cache_dir,
-        resume=bool(options.resume),
-        overwrite=options.overwrite,
-    )
+    data, reporter = shared.data_of(options, recipe), shared.reporter_of(options)
+    places: dict[str, Any] = {"cache": options.cache_dir, "overwrite": options.overwrite}
+    recipe = settle(recipe, data, store, reporter, **places)
+    synthetic = distill_run(recipe, data, store, reporter, resume=bool(options.resume), **places)
     result = {
         "run": str(store.root),
         "recipe_hash": synthetic.provenance["recipe_hash"],
         "images": list(synthetic.images.shape),
         "numbers_stored": synthetic.numbers_stored,
+        **{key: synthetic.provenance[key] for key in ("search",) if key in synthetic.provenance},
         **{k: v for k, v in store.read_json("times.json").items() if k != "schema_version"},
     }
     shared.show(options, result, f"{store.distilled}\nnext: potstill evaluate {store.root}")
@@ -67,8 +65,8 @@ def run(options: argparse.Namespace) -> None:
 def _recipe(options: argparse.Namespace, store: RunStore) -> Recipe:
     """What was asked for, over the run's own where one goes on."""
     from ..recipe import merge, resolve
-    from ..run.distil import read_run_recipe
+    from ..run.distil import read_asked_recipe
 
     if options.resume and (store.config.exists() or isinstance(options.resume, str)):
-        return resolve(read_run_recipe(store).to_dict(), merge(*shared.layers_of(options)))
+        return resolve(read_asked_recipe(store).to_dict(), merge(*shared.layers_of(options)))
     return shared.recipe_of(options)

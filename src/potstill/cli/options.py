@@ -73,6 +73,14 @@ def add_factor(parser: argparse.ArgumentParser) -> None:
     add_key(parser, "--factor", "factor", type=factor, metavar="F|R,C", help=text)
 
 
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    text = (
+        "distilling time of a run, pool excluded; then its set is finished as it stands, also where a decay of the "
+        "learning rate has not come to its end. With --parameterisation auto half of it is the search's"
+    )
+    add_key(parser, "--budget-minutes", "budget.minutes", type=float, metavar="M", help=text)
+
+
 def add_keep_snapshots(parser: argparse.ArgumentParser, text: str) -> None:
     add_key(parser, "--keep-snapshots", "saving.keep", type=integers, metavar="N,N", help=text)
 

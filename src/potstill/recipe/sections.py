@@ -27,6 +27,10 @@ from .text import to_yaml
 
 #: Presets of a method's keys that `fidelity` names; a method without any takes each.
 FIDELITIES = ("paper", "code", "potstill")
+#: Short trials before the run settle what it stores (`run.search`).
+AUTO = "auto"
+#: Of such a search where no budget says otherwise.
+SEARCH_MINUTES = 10.0
 #: The least and the largest of a 64-bit number.
 SEEDS = (-(2**63), 2**63 - 1)
 
@@ -194,7 +198,8 @@ class BudgetConfig:
 
     Attributes:
         minutes: of its own, over all resumes, without the pool; null for all steps. A decay planned over all steps is
-            cut where the budget ends, not shortened.
+            cut where the budget ends, not shortened. With parameterisation auto the search before the run may take half
+            of them, its pool included (10 where they are null), and the steps are planned for what it leaves.
     """
 
     minutes: float | None = None
@@ -207,6 +212,16 @@ class BudgetConfig:
     def seconds(self) -> float:
         return math.inf if self.minutes is None else 60 * self.minutes
 
+    @property
+    def search_seconds(self) -> float:
+        return 60 * (SEARCH_MINUTES if self.minutes is None else self.minutes / 2)
+
+    def after_search(self, seconds: float) -> BudgetConfig:
+        """What a search of so many seconds leaves: a quarter at least, for its last trial is always finished."""
+        if self.minutes is None:
+            return self
+        return BudgetConfig(max(self.minutes - seconds / 60, self.minutes / 4))
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -217,7 +232,8 @@ class Recipe:
         method: the method's own keys (potstill list methods NAME).
         ipc: stored images per class.
         factor: rows and columns of small images in each stored one, where parameterisation is tiles.
-        parameterisation: how stored numbers become samples, as NAME or NAME:key=number,... (docs/parameterisations.md).
+        parameterisation: how stored numbers become samples, as NAME or NAME:key=number,... (docs/parameterisations.md);
+            auto for the one that does best in short trials on a hold-out of the training split.
         seed: root of all random draws but those of the pool and of the evaluation.
         fidelity: the preset of the method's keys: paper, code or potstill.
         data: which data.
@@ -248,7 +264,7 @@ class Recipe:
         at_least(self, 1, "ipc", most=1_000_000, of="image per class")
         at_least(self, SEEDS[0], "seed", most=SEEDS[1])
         one_of(self, FIDELITIES, "fidelity")
-        _ = Tiles(*self.factor), self.way()
+        _ = self.by_default().way()
 
     def to_dict(self) -> dict[str, Any]:
         """The nested dictionary that `resolve` reads back to an equal recipe."""
@@ -278,7 +294,7 @@ class Recipe:
             del record[name]
         if self.data.fingerprint:
             del record["data"]["name"], record["data"]["holdout"], record["data"]["size"]
-        if self.parameterisation != "tiles":
+        if self.parameterisation not in ("tiles", AUTO):
             del record["factor"]  # which is the short name of tiles
         record["pool"] = self._pool_in_use()
         return blake2b(to_yaml(record, sort_keys=True).encode(), digest_size=6).hexdigest()
@@ -292,7 +308,20 @@ class Recipe:
 
     def way(self) -> Parameterisation:
         """What a class's budget holds, not yet fitted to the data; `factor` is the short name of tiles."""
+        if self.open:
+            raise UsageError(
+                "parameterisation=auto: potstill distill and compare settle it, nothing else does; name one"
+            )
         return Tiles(*self.factor) if self.parameterisation == "tiles" else parse(self.parameterisation)
+
+    @property
+    def open(self) -> bool:
+        """Whether a search has still to say what is stored."""
+        return self.parameterisation == AUTO
+
+    def by_default(self) -> Recipe:
+        """The recipe as it is without a search: of tiles where it was left open."""
+        return replace(self, parameterisation="tiles") if self.open else self
 
     def build_method(self) -> Method[Any]:
         return METHODS[self.method_name](self.method)

@@ -1,8 +1,7 @@
 """Filled tables of the paper as Markdown, LaTeX, CSV and JSON.
 
-For readers a cell is ours, the paper's value and the difference, in percent and points, with an en dash where there is
-none yet and blanks where the paper has no cell; below stand the notes, what is empty and why, and for each value how
-and where it was measured.
+For readers a cell is ours, the paper's value and the difference, in percent and points, and an en dash where there is
+none; below stand the notes, what is empty and why, and for each value how and where it was measured.
 """
 
 from __future__ import annotations
@@ -38,9 +37,7 @@ class Filled:
 
     @property
     def general_notes(self) -> list[str]:
-        otherwise = any(not entry.of_schedule for entry in self.measured)
-        star = ["* Made otherwise than this schedule says: see made by, below."] if otherwise else []
-        return [*star, *(note.text for note in self.table.plan.notes if not note.on)]
+        return [note.text for note in self.table.plan.notes if not note.on]
 
     @property
     def numbered_notes(self) -> list[tuple[int, str]]:
@@ -76,12 +73,7 @@ class Filled:
 
 
 def ours_text(entry: Entry | None) -> str:
-    """Mean and deviation, with a star where the set was made otherwise than the schedule says."""
-    if entry is None:
-        return ""
-    if not entry.scores:
-        return MISSING
-    return percent_text(entry.scores.mean, entry.scores.std) + ("" if entry.of_schedule else " *")
+    return percent_text(entry.scores.mean, entry.scores.std) if entry and entry.scores else MISSING
 
 
 def paper_text(entry: Entry | None) -> str:
@@ -94,9 +86,7 @@ def paper_text(entry: Entry | None) -> str:
 
 
 def difference_text(entry: Entry | None) -> str:
-    if entry is None:
-        return ""
-    return MISSING if entry.difference is None else f"{entry.difference:+.2f}"
+    return MISSING if entry is None or entry.difference is None else f"{entry.difference:+.2f}"
 
 
 def heads_of(panel: Panel) -> list[str]:

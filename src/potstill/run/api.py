@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..sets.synthetic import SyntheticSet
 from ..spec import LabelledDataset
 from .distil import check_kept_steps, distill_run
 from .progress import Reporter
+from .search import settle
 from .store import RunStore
 
 
@@ -39,6 +40,7 @@ def distill(
     method: str | None = None,
     ipc: int | None = None,
     factor: int | tuple[int, int] | None = None,
+    parameterisation: str | None = None,
     seed: int | None = None,
     out: str | Path | None = None,
     resume: bool = False,
@@ -55,6 +57,8 @@ def distill(
         method: a name from `potstill list methods`; the recipe's, else "dsdm", where None.
         ipc, factor, seed: stored images per class, rows and columns of small images in each (one number for as many of
             both), and the root of all draws; the recipe's, else 10, (2, 2) and 0, where None.
+        parameterisation: what else the images' budget holds (docs/parameterisations.md); "auto" for what does best in
+            short trials on a hold-out of the training split.
         out: the run's folder; where None, files are temporary and nothing can be resumed.
         cache: folder of the pool cache; the user's cache folder where None.
         recipe: recipe keys, nested or dotted ("pool.members"), that the arguments go over.
@@ -70,7 +74,7 @@ def distill(
             else f"cannot distil a {type(data).__name__}: make it a data set by potstill.load_dataset(...)"
         )
     shape = (factor, factor) if isinstance(factor, int) else factor
-    given = {"method.name": method, "ipc": ipc, "factor": shape, "seed": seed}
+    given = {"method.name": method, "ipc": ipc, "factor": shape, "parameterisation": parameterisation, "seed": seed}
     keys = {f"method.{key}": value for key, value in method_keys.items()}
     chosen = {key: value for key, value in given.items() if value is not None}
     resolved = resolve({"data.name": data.spec.name}, recipe or {}, chosen, keys).on(data)
@@ -78,9 +82,20 @@ def distill(
     reporter = Reporter(quiet=quiet)
     cache_folder = expanded(cache) if cache else None
     if out is not None:
-        store = RunStore(out)
-        synthetic = distill_run(resolved, data, store, reporter, cache=cache_folder, resume=resume, overwrite=overwrite)
-        return Run(synthetic, resolved, store.root)
+        return _run(resolved, data, RunStore(out), reporter, cache_folder, resume, overwrite)
     with tempfile.TemporaryDirectory(prefix="potstill-") as folder:
-        synthetic = distill_run(resolved, data, RunStore(folder), reporter, cache=cache_folder)
-    return Run(synthetic, resolved, None)
+        return replace(_run(resolved, data, RunStore(folder), reporter, cache_folder), folder=None)
+
+
+def _run(
+    recipe: Recipe,
+    data: LabelledDataset,
+    store: RunStore,
+    reporter: Reporter,
+    cache: Path | None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Run:
+    recipe = settle(recipe, data, store, reporter, cache=cache, overwrite=overwrite)
+    synthetic = distill_run(recipe, data, store, reporter, cache=cache, resume=resume, overwrite=overwrite)
+    return Run(synthetic, recipe, store.root)

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from ..errors import Interrupted, reason
 from ..evaluation import Scores
 from ..networks import build_network
 from ..recipe import Recipe
 from ..sets.parameterisations import Factor
 from ..spec import LabelledDataset
-from .distil import check_kept_steps, distill_run
+from .cells import attempt, distil_and_score
+from .distil import check_kept_steps
 from .progress import Reporter
-from .score import evaluate_full_data, evaluate_in_few_bits, evaluate_kept, evaluate_set
+from .score import evaluate_full_data, evaluate_kept
+from .search import settle
 from .store import FULL_DATA, RunStore
 from .study import Cell, Study, claim, load_cells, study_of
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -87,36 +86,25 @@ def run_study(
     for cell in study.cells:
         reporter.say(f"--- {cell.name}")
         store, data = RunStore(out / cell.name), loaded[cell.name]
-        told = _attempt(reporter, _distil_and_score, cell, study.holdout, data, store, reporter, cache, overwrite)
+        told = attempt(reporter, _settle_and_score, cell, study.holdout, data, store, reporter, cache, overwrite)
         outcomes.append(Outcome(cell.label, cell.recipe.ipc, cell.recipe.seed, store.root, *told))
         if each:
             each(outcomes[-1])
     if full_data_epochs is not None:
         recipe, store = study.cells[0].recipe, RunStore(out / FULL_DATA)
         data = loaded[study.cells[0].name]
-        told = _attempt(reporter, _score_full_data, recipe, data, store, reporter, epochs=full_data_epochs)
+        told = attempt(reporter, _score_full_data, recipe, data, store, reporter, epochs=full_data_epochs)
         outcomes.append(Outcome(FULL_DATA, None, recipe.evaluation.seed, store.root, *told))
     if curve:
         for i, cell in enumerate(study.cells):
             if outcomes[i].scores and cell.recipe.build_method().steps:
                 store, data = RunStore(out / cell.name), loaded[cell.name]
-                _, failure = _attempt(reporter, _score_kept, cell.recipe, data, store, reporter)
+                _, failure = attempt(reporter, _score_kept, cell.recipe, data, store, reporter)
                 outcomes[i] = replace(outcomes[i], failure=failure)
     return outcomes
 
 
-def _attempt(reporter: Reporter, work: Callable[..., T], *given: Any, **keys: Any) -> tuple[T | None, str]:
-    """What `work` returns, or why it failed: whatever one method does wrong, the others are not to blame."""
-    try:
-        return work(*given, **keys), ""
-    except Interrupted:
-        raise
-    except Exception as error:
-        reporter.say(f"failed: {reason(error)}")
-        return None, reason(error)
-
-
-def _distil_and_score(
+def _settle_and_score(
     cell: Cell,
     holdout: int,
     data: LabelledDataset,
@@ -126,15 +114,8 @@ def _distil_and_score(
     overwrite: bool,
 ) -> Scores:
     _ = build_network(cell.recipe.evaluation.network, data.spec, 0)  # refused here, not after the set is made
-    try:
-        synthetic = distill_run(cell.recipe, data, store, reporter, cache=cache, resume=True, overwrite=overwrite)
-    finally:
-        if store.config.exists():  # a refused recipe claims no folder
-            store.write_json("cell.json", {"label": cell.label, "paper": cell.paper, "holdout": holdout})
-    with store.noting_failure():
-        scores = evaluate_set(synthetic, data, cell.recipe, store, reporter)
-        evaluate_in_few_bits(synthetic, data, cell.recipe, store, reporter)
-        return scores
+    recipe = settle(cell.recipe, data, store, reporter, cache=cache, overwrite=overwrite)
+    return distil_and_score(replace(cell, recipe=recipe), holdout, data, store, reporter, cache, overwrite)
 
 
 def _score_full_data(

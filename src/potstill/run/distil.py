@@ -18,7 +18,7 @@ from ..files import default_cache
 from ..learning.pool import Pool
 from ..machine.runtime import Runtime
 from ..methods import FeatureStore, Method, Metrics, Problem, State
-from ..recipe import Recipe, parse_recipe, resolve
+from ..recipe import Recipe, parse_recipe, read_recipe, resolve
 from ..sets.export.pictures import save_preview
 from ..sets.parameterisations import Parameterisation
 from ..sets.synthetic import SyntheticSet
@@ -50,7 +50,7 @@ def distill_run(
     """
     recipe, method = recipe.on(data), recipe.build_method()
     if overwrite or not store.distilled.exists():
-        _check(recipe, method, data, cache)
+        check_recipe(recipe, data, cache)
     with store.locked():
         _claim(store, recipe, resume, overwrite)
         with store.noting_failure():
@@ -77,7 +77,7 @@ def _runtimes(store: RunStore, problem: Problem) -> list[str]:
     return list(dict.fromkeys([*before, problem.runtime.describe()]))
 
 
-def _check(recipe: Recipe, method: Method[Any], data: LabelledDataset, cache: Path | None) -> None:
+def check_recipe(recipe: Recipe, data: LabelledDataset, cache: Path | None = None) -> None:
     """Refuse what cannot work while nothing is claimed and nothing trained.
 
     Raises:
@@ -85,6 +85,7 @@ def _check(recipe: Recipe, method: Method[Any], data: LabelledDataset, cache: Pa
             the sets of the method are not made for, what the method refuses.
         RunError: a cache that cannot be written.
     """
+    method = recipe.build_method()
     problem = bare_problem(recipe, data, distilling_runtime(recipe, method, data), _untrained_pool(recipe, method))
     method.check(problem)
     if method.steps:
@@ -218,9 +219,12 @@ class Recorder:
         _check_finite(metrics, state, self.store)
         self._log.append({"step": state.step, "seconds": self.clock.seconds, **metrics.to_json()})
         if state.step in self.recipe.saving.keep:
-            self.store.write_set(self.store.kept(state.step), _result(self.recipe, self.method, self.problem, state))
+            self.store.write_set(self.store.kept(state.step), self._result(state))
         if self._is_due(state.step):
             self.save(state)
+
+    def _result(self, state: State) -> SyntheticSet:
+        return _result(self.recipe, self.method, self.problem, state, self.store)
 
     def _is_due(self, step: int) -> bool:
         saving = self.recipe.saving
@@ -240,7 +244,7 @@ def _finish(
     recipe: Recipe, method: Method[Any], problem: Problem, state: State, store: RunStore, reporter: Reporter
 ) -> SyntheticSet:
     """The set of the last step, which is the last planned one or that where a budget ended."""
-    synthetic = _result(recipe, method, problem, state)
+    synthetic = _result(recipe, method, problem, state, store)
     if state.step < method.steps:
         synthetic = _cut_short(synthetic, recipe, method, reporter)
     store.write_set(store.distilled, synthetic)
@@ -260,9 +264,11 @@ def _first_state(method: Method[Any], problem: Problem, store: RunStore) -> Stat
     return state
 
 
-def _result(recipe: Recipe, method: Method[Any], problem: Problem, state: State) -> SyntheticSet:
+def _result(recipe: Recipe, method: Method[Any], problem: Problem, state: State, store: RunStore) -> SyntheticSet:
     synthetic = method.result(problem, state)
+    search = store.read_json("search/chosen.json").get("told")
     facts = {"method": recipe.method_name, "fidelity": recipe.fidelity, "recipe_hash": recipe.hash()}
+    facts |= {"search": str(search)} if search else {}
     return replace(synthetic, provenance={**synthetic.provenance, **facts})
 
 
@@ -296,6 +302,29 @@ def read_run_recipe(store: RunStore) -> Recipe:
         raise DataError(
             f"{store.config}: {error}; damaged, or of another version: start anew with --overwrite"
         ) from error
+
+
+def read_asked_recipe(store: RunStore) -> Recipe:
+    """What a run was asked for: its recipe, or that from before its search."""
+    return resolve(read_recipe(store.asked)) if store.asked.exists() else read_run_recipe(store)
+
+
+def settled(recipe: Recipe, store: RunStore) -> Recipe:
+    """The recipe with what the search in `store` chose for it; still open where there was none.
+
+    Raises:
+        DataError: the search's file is damaged.
+    """
+    if recipe.open and not recipe.build_method().steps:  # nothing to try: Random rows have tiles
+        return recipe.by_default()
+    record = store.read_json("search/chosen.json") if recipe.open else {}
+    if record.get("asked") != recipe.hash():
+        return recipe
+    try:
+        chosen = resolve(recipe.to_dict(), record["keys"])
+        return replace(chosen, budget=recipe.budget.after_search(float(record["seconds"])))
+    except (AttributeError, KeyError, TypeError, ValueError, UsageError) as error:
+        raise DataError(f"{store.search / 'chosen.json'}: damaged ({error}); delete it to search again") from error
 
 
 def require_same_data(store: RunStore, there: Recipe, recipe: Recipe) -> None:

@@ -31,8 +31,8 @@ from .progress import Reporter
 from .store import RunStore, score_name
 from .study import Cell, Study, load_cells
 
-#: Steps that are timed after the first, and images that an epoch is timed on at most.
-STEPS, IMAGES = 4, 512
+#: Steps and epochs that are timed after the first, and images that an epoch is timed on at most.
+STEPS, EPOCHS, IMAGES = 4, 2, 512
 #: Images of a class that a choice without steps is timed on at most; its time grows with their number.
 PER_CLASS = 64
 
@@ -73,7 +73,7 @@ def estimate(
         PotstillError: the only cell cannot be run; of several, such a one stands as `fails: ...`.
     """
     data, pools = load_cells(study, load), set[Any]()
-    timed: dict[str, Estimate] = {}
+    known: dict[str, Estimate] = {}
     found = []
     for cell in study.cells:
         stands = _stands(cell, RunStore(out / cell.name) if out else None)
@@ -81,13 +81,13 @@ def estimate(
             found.append(Estimate(cell.name, stands))
             continue
         alike = replace(cell.recipe, seed=0).to_yaml()  # another seed takes as long
-        if alike not in timed:
+        if alike not in known:
             reporter.say(f"timing {cell.name}")
-            timed[alike] = _timed_or_failed(cell, data[cell.name], alone=len(study.cells) == 1)
-        if timed[alike].stands.startswith("fails"):
-            found.append(replace(timed[alike], cell=cell.name))
+            known[alike] = _timed_or_failed(cell, data[cell.name], alone=len(study.cells) == 1)
+        if known[alike].stands.startswith("fails"):
+            found.append(replace(known[alike], cell=cell.name))
             continue
-        whole = replace(timed[alike], cell=cell.name, stands=stands)
+        whole = replace(known[alike], cell=cell.name, stands=stands)
         if stands == "to be scored":
             found.append(replace(whole, distill_seconds=0.0))
             continue
@@ -117,15 +117,16 @@ def _stands(cell: Cell, store: RunStore | None) -> str:
 def _timed_or_failed(cell: Cell, data: LabelledDataset, *, alone: bool) -> Estimate:
     """One cell that cannot be run is not the end of the others' estimates."""
     try:
-        return _timed(cell, data)
+        return timed(cell, data)
     except PotstillError as error:
         if alone:
             raise
         return Estimate(cell.name, f"fails: {reason(error)}")
 
 
-def _timed(cell: Cell, data: LabelledDataset) -> Estimate:
-    recipe, method = cell.recipe, cell.recipe.build_method()
+def timed(cell: Cell, data: LabelledDataset) -> Estimate:
+    """A cell's distillation and scores; where its recipe is left open, by default, and with the search before it."""
+    recipe, method = cell.recipe.by_default(), cell.recipe.build_method()
     runtime = distilling_runtime(recipe, method, data)
     runtime.start()
     forget_peak_memory()
@@ -146,7 +147,7 @@ def _timed(cell: Cell, data: LabelledDataset) -> Estimate:
     return Estimate(
         cell.name,
         "new",
-        distill_seconds=seconds,
+        distill_seconds=seconds + (recipe.budget.search_seconds if cell.recipe.open and method.steps else 0),
         evaluate_seconds=scoring,
         memory_mb=peak_memory_mb(),
         disk_mb=(state_size + (2 + len(recipe.saving.keep)) * size) / 2**20,
@@ -201,13 +202,15 @@ def evaluation_seconds(recipe: Recipe, train: TrainingSet, data: LabelledDataset
     part = _some(samples_of(train)) if isinstance(protocol, Scheduled) else train
     (seed,) = evaluation_seeds(config.seed, config.network, 1)
 
-    def score() -> float:
-        keys: dict[str, Any] = {"network": config.network, "protocol": config.protocol, "epochs": 1, "seed": seed}
+    def score(epochs: int) -> float:
+        keys: dict[str, Any] = {"network": config.network, "protocol": config.protocol, "epochs": epochs, "seed": seed}
         return _seconds(evaluate_once, part, data.spec, test, runtime=runtime, **keys)
 
-    first, again = score(), score()
+    first, least, more = score(1 + EPOCHS), score(1), score(1 + EPOCHS)
+    epoch = max(0.0, more - least) / EPOCHS  # without the test, which for a small set takes longer
+    each = least * len(data.test) / len(test) + epoch * (epochs - 1) * len(train) / len(part)
     sets = 2 if config.stored_bits else 1
-    return max(0.0, first - again) + again * len(train) / len(part) * epochs * config.nets * sets
+    return max(0.0, first - more) + each * config.nets * sets
 
 
 def _some(split: Split) -> Split:

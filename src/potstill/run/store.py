@@ -6,6 +6,8 @@ state/snapshot.safetensors       where to go on from    state/kept/STEP.safetens
 synthetic/initial.safetensors    before the first step  synthetic/distilled.safetensors, preview.png
 scores/NETWORK-PROTOCOL-EPOCHS-SEED.json                report.html
 scores/kept/STEP/NETWORK-...     of the kept sets, and of the initial one as step 0
+search/asked.yaml, search/chosen.json, search/trials.json   of a run whose recipe left something open: what was asked
+                                 and chosen; search/study.yaml, search/TRIAL/ its trials, each a run folder
 stored_bits_N/distilled.safetensors, stored_bits_N/scores/NETWORK-...   the set in N bits a number, where asked for
 cell.json                        its label in a study, the paper's value, images held out for scoring
 failure.json                     why the last attempt failed; gone when the run is taken up again
@@ -81,6 +83,14 @@ class RunStore:
     @property
     def scores(self) -> Path:
         return self.root / "scores"
+
+    @property
+    def search(self) -> Path:
+        return self.root / "search"
+
+    @property
+    def asked(self) -> Path:
+        return self.search / "asked.yaml"
 
     @property
     def failure(self) -> Path:

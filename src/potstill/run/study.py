@@ -31,7 +31,7 @@ from ..recipe import Layer, Recipe, merge, of_method, resolve
 from ..recipe.text import from_yaml, to_yaml
 from ..sets.parameterisations import Factor
 from ..spec import LabelledDataset
-from .distil import read_run_recipe, require_same_data
+from .distil import read_run_recipe, require_same_data, settled
 from .store import RunStore
 
 #: The file in a study's folder that says what its cells are.
@@ -306,9 +306,10 @@ def claim(study: Study, folder: Path, *, overwrite: bool = False) -> None:
         if store.config.exists() and not overwrite:
             there = read_run_recipe(store)
             require_same_data(store, there, cell.recipe)
-            if there.hash() != cell.recipe.hash():
+            asked = settled(cell.recipe, store)
+            if there.hash() != asked.hash():
                 raise UsageError(
-                    f"{store.root}: holds a run with {_difference(there, cell.recipe)}; give this one a name of its "
+                    f"{store.root}: holds a run with {_difference(there, asked)}; give this one a name of its "
                     "own as a cell of a study, use another --out, or --overwrite"
                 )
     _refuse_other_data(study, folder)

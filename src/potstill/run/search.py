@@ -1,0 +1,285 @@
+"""`parameterisation: auto`: what a class's budget holds and how it is distilled, settled by short trials before a run.
+
+A trial is a cell of a study in `RUN/search`: a short distillation, scored on training images that neither it nor its
+pool saw. The test split has no part in it. Trials come in a fixed order, as many as the minutes of the search allow:
+which of them are run depends on the machine, what each one gives does not. Killed, the search goes on where it was.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data import holdout_split
+from ..data.measure import split_fingerprint
+from ..errors import Interrupted, UsageError
+from ..evaluation import find_protocol
+from ..files import write_atomically
+from ..recipe import Recipe
+from ..recipe.sections import BudgetConfig, SavingConfig
+from ..seeding import generator
+from ..sets.parameterisations import Tiles
+from ..sets.parameterisations.tiles import SMALLEST_TILE
+from ..spec import DatasetSpec, LabelledDataset
+from .cells import attempt, distil_and_score
+from .distil import check_recipe, read_asked_recipe, settled
+from .estimate import estimate, timed
+from .progress import Reporter
+from .store import RunStore
+from .study import Cell, Study, claim
+
+#: A share of the training split is held out, at most so many images; fewer than the least tell trials apart by chance.
+HELD_SHARE, MOST_HELD, LEAST_HELD = 0.2, 2_000, 50
+#: Images at most that trials and their pool learn from: in all, and of each class where classes are many.
+PART, PART_OF_CLASS = 5_000, 100
+#: Of a trial: steps, epochs and networks of its evaluation, draws of its bank of real features.
+STEPS, EPOCHS, NETS, DRAWS = 150, 200, 1, 2
+#: Calibration weights tried beside the recipe's own, as shares of it.
+CALIBRATION = (0.5, 0.25)
+#: What steps are planned for of the time that a budget leaves: an estimate may be short.
+PLANNED = 0.9
+#: What the trials gave and took so far, in the folder of the search.
+LOG = "search/trials.json"
+
+
+def settle(
+    recipe: Recipe,
+    data: LabelledDataset,
+    store: RunStore,
+    reporter: Reporter,
+    *,
+    cache: Path | None = None,
+    overwrite: bool = False,
+) -> Recipe:
+    """The recipe with nothing left open for a run in `store`: by the search there, which is made or gone on with.
+
+    Raises:
+        UsageError: the folder holds a run, or a search, of another recipe.
+        Interrupted: by a signal; the same call goes on.
+    """
+    recipe = recipe.on(data)
+    if not recipe.open and not (overwrite and store.search.exists()):
+        return recipe
+    if not overwrite and not (known := settled(recipe, store)).open:
+        return known
+    check_recipe(recipe.by_default(), data, cache)
+    with store.locked():
+        if overwrite:
+            shutil.rmtree(store.search, ignore_errors=True)
+        known = settled(recipe, store)
+        if not known.open:
+            return known
+        _claim(recipe, store, overwrite)
+        try:
+            chosen = _search(recipe, data, store, reporter, cache)
+        except Interrupted as error:
+            again = f"go on with: potstill distill --resume {store.root}"
+            raise Interrupted(f"interrupted while searching what to store; {again}") from error
+        reporter.say(f"auto: {chosen['told']}")
+        store.write_json("search/chosen.json", {"asked": recipe.hash(), **chosen})
+    return settled(recipe, store)
+
+
+def _claim(recipe: Recipe, store: RunStore, overwrite: bool) -> None:
+    if store.config.exists() and not overwrite:
+        raise UsageError(f"{store.root}: holds a run that no search came before; use another --out or --overwrite")
+    if store.asked.exists() and read_asked_recipe(store).hash() != recipe.hash():
+        raise UsageError(f"{store.root}: holds a search for another recipe; use another --out or --overwrite")
+    write_atomically(store.asked, recipe.to_yaml())
+
+
+def _search(
+    recipe: Recipe, data: LabelledDataset, store: RunStore, reporter: Reporter, cache: Path | None
+) -> dict[str, Any]:
+    """What was chosen: the keys, the seconds that it took, and both in words."""
+    default, budget = recipe.by_default(), recipe.budget.search_seconds
+    held = min(MOST_HELD, int(HELD_SHARE * len(data.train)))
+    if data.spec.num_classes < 2:
+        return _default(recipe, "there is one class, so nothing tells trials apart")
+    if held < LEAST_HELD:
+        return _default(recipe, f"{len(data.train)} training images are too few to hold some out for a search")
+    trials = Trials(apart(data, held), store, reporter, cache, budget)
+    takes = trials.first_takes(_short(default))
+    if takes > budget:
+        return _default(
+            recipe,
+            f"a trial takes about {takes / 60:.1f} min, more than the {budget / 60:.1f} min of the search; "
+            "a larger --budget-minutes allows one",
+        )
+    best = trials.best(ways(default, data.spec))
+    best = best and trials.best(weights(*best))
+    if best is None:
+        return _default(recipe, "no trial came to an end, see the lines above")
+    told = f"{_words(best[1])}: best of {len(trials.accuracy)} trials on {held:,} held-out training images"
+    return _record(_with_steps(best[1], data, trials.seconds), told, trials.seconds)
+
+
+def _default(recipe: Recipe, why: str) -> dict[str, Any]:
+    default = recipe.by_default()
+    return _record(default, f"{_words(default)} without a search: {why}", 0.0)
+
+
+def _record(chosen: Recipe, told: str, seconds: float) -> dict[str, Any]:
+    calibration = getattr(chosen.method, "calibration_weight", None)
+    keys = {
+        "parameterisation": chosen.parameterisation,
+        "factor": list(chosen.factor),
+        "method.steps": chosen.method.steps,
+        **({} if calibration is None else {"method.calibration_weight": calibration}),
+    }
+    return {"keys": keys, "told": told, "seconds": round(seconds, 1)}
+
+
+def _words(recipe: Recipe) -> str:
+    way = recipe.way()
+    stored = f"tiles {way.describe()}" if isinstance(way, Tiles) else recipe.parameterisation
+    weight = getattr(recipe.method, "calibration_weight", 0)
+    return f"{stored}, calibration weight {weight:g}" if weight else stored
+
+
+def apart(data: LabelledDataset, held: int) -> LabelledDataset:
+    """About `held` training images in the place of the test split, and some of the others to learn from."""
+    rest, scored = holdout_split(data.train, held / len(data.train), 0)
+    most = max(PART_OF_CLASS, PART // data.spec.num_classes)
+    chosen = []
+    for cls in range(data.spec.num_classes):
+        members = (rest.labels == cls).nonzero().flatten()
+        chosen.append(members[torch.randperm(len(members), generator=generator(0, "search", cls))[:most]])
+    part = rest.subset(torch.cat(chosen).sort().values)
+    address = split_fingerprint(part)
+    spec = replace(
+        data.spec,
+        fingerprint=f"{data.spec.fingerprint}-search-{address[:12]}",
+        train_fingerprint=address,
+        test_fingerprint=split_fingerprint(scored),
+    )
+    return LabelledDataset(spec, part, scored)
+
+
+def ways(recipe: Recipe, spec: DatasetSpec) -> dict[str, Recipe]:
+    """The recipe under other parameterisations, by the names of their trials; its own tiles first."""
+    channels, *size = spec.shape
+    side = min(size)
+    found = {"tiles{}x{}".format(*recipe.factor): recipe}
+    for count in (3, 1, 2, 4):
+        # One whole image of a class has no spread to match.
+        if side // count >= SMALLEST_TILE and (count > 1 or recipe.ipc > 1):
+            found.setdefault(f"tiles{count}x{count}", replace(recipe, factor=(count, count)))
+    for luma in (2 * (side // 6), 2 * (side // 4)):
+        if channels == 3 and luma >= SMALLEST_TILE:
+            found[f"half_chroma{luma}"] = _stored(recipe, f"half_chroma:luma={luma},chroma={luma // 2}")
+        if channels in (1, 3) and luma >= SMALLEST_TILE:
+            found[f"dct{luma**2}"] = _stored(recipe, f"dct:luma={luma**2},chroma={luma**2 // 4}")
+    return found
+
+
+def _stored(recipe: Recipe, parameterisation: str) -> Recipe:
+    return replace(recipe, parameterisation=parameterisation)
+
+
+def weights(name: str, recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe, and under other calibration weights where its method has one that counts."""
+    own = getattr(recipe.method, "calibration_weight", 0)
+    tried = {f"{name}-calibration{share * own:g}": share * own for share in CALIBRATION if own}
+    return {name: recipe} | {
+        trial: replace(recipe, method=replace(recipe.method, calibration_weight=weight))
+        for trial, weight in tried.items()
+    }
+
+
+def _short(recipe: Recipe) -> Recipe:
+    """A trial of the recipe."""
+    scoring, method = recipe.evaluation, recipe.method
+    epochs = min(EPOCHS, find_protocol(scoring.protocol, scoring.epochs).epochs)
+    bank = {"bank_draws": min(DRAWS, method.bank_draws)} if hasattr(method, "bank_draws") else {}
+    return replace(
+        recipe,
+        method=replace(method, steps=min(STEPS, method.steps), **bank),
+        pool=replace(recipe.pool, members=1),
+        evaluation=replace(scoring, nets=min(NETS, scoring.nets), epochs=epochs, stored_bits=None),
+        saving=SavingConfig(minutes=recipe.saving.minutes),
+        budget=BudgetConfig(),
+    )
+
+
+def _with_steps(recipe: Recipe, data: LabelledDataset, spent: float) -> Recipe:
+    """The recipe with the steps that fit into what its budget leaves, at most its own."""
+    if recipe.budget.minutes is None:
+        return recipe
+    whole = timed(Cell("", "", replace(recipe, budget=BudgetConfig())), data).distill_seconds
+    share = min(1.0, PLANNED * recipe.budget.after_search(spent).seconds / whole)
+    return replace(recipe, method=replace(recipe.method, steps=max(1, int(share * recipe.method.steps))))
+
+
+class Trials:
+    """Short runs, one after another, as long as their minutes last. What they gave and took is kept in a file."""
+
+    def __init__(
+        self, data: LabelledDataset, store: RunStore, reporter: Reporter, cache: Path | None, budget: float
+    ) -> None:
+        self.data, self.store, self.reporter, self.cache, self.budget = data, store, reporter, cache, budget
+        log = store.read_json(LOG)
+        #: By name; None of a trial that failed.
+        self.accuracy: dict[str, float | None] = log.get("accuracy", {})
+        self.seconds = float(log.get("seconds", 0.0))
+        #: That a trial takes for each decoded sample of a class.
+        self._pace = float(log.get("seconds_per_sample", 0.0))
+
+    def first_takes(self, recipe: Recipe) -> float:
+        """Seconds that the first trial is going to take, its pool included; 0 where it was begun in earlier calls."""
+        if self._pace:
+            return 0.0
+        started = time.perf_counter()
+        study = Study((Cell("a trial", "", recipe),))
+        (found,) = estimate(study, lambda _: self.data, out=None, reporter=self.reporter, cache=self.cache)
+        self._pace = (found.distill_seconds + found.evaluate_seconds) / self._samples(recipe)
+        self._spent(started)
+        return found.seconds
+
+    def best(self, variants: Mapping[str, Recipe]) -> tuple[str, Recipe] | None:
+        """The one whose trial scored highest, the first of equals; None where none did."""
+        for name, variant in variants.items():
+            short = _short(variant)
+            if name in self.accuracy:
+                continue
+            if self.accuracy and self.seconds + self._pace * self._samples(short) > self.budget:
+                self.reporter.say(
+                    f"trial {name}: left out, the {self.budget / 60:.1f} min of the search do not hold it"
+                )
+                continue
+            self._run(Cell(name, name, short))
+        scored = {name: accuracy for name in variants if (accuracy := self.accuracy.get(name)) is not None}
+        if not scored:
+            return None
+        name = max(scored, key=lambda trial: scored[trial])
+        return name, variants[name]
+
+    def _run(self, cell: Cell) -> None:
+        started, store, held = time.perf_counter(), RunStore(self.store.search / cell.name), len(self.data.test)
+        self.reporter.say(f"--- trial {cell.name}")
+        cell = replace(cell, recipe=cell.recipe.on(self.data))
+        claim(Study((cell,), held), self.store.search)
+        given = cell, held, self.data, store, self.reporter, self.cache
+        try:
+            scores, _ = attempt(self.reporter, distil_and_score, *given)
+            self.accuracy[cell.name] = scores.mean if scores else None
+            if scores:  # the first took its pool besides, and an estimate may be too long
+                taken = (time.perf_counter() - started) / self._samples(cell.recipe)
+                self._pace = min(self._pace, taken)
+        finally:
+            self._spent(started)
+
+    def _samples(self, recipe: Recipe) -> int:
+        return recipe.way().samples(recipe.ipc, self.data.spec)
+
+    def _spent(self, started: float) -> None:
+        self.seconds += time.perf_counter() - started
+        self.store.write_json(
+            LOG, {"seconds": self.seconds, "seconds_per_sample": self._pace, "accuracy": self.accuracy}
+        )

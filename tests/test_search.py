@@ -1,0 +1,413 @@
+"""`parameterisation: auto`: short trials on a hold-out of the training split settle what a run stores."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import potstill
+from potstill.cli import main
+from potstill.errors import DataError, Interrupted, UsageError
+from potstill.recipe import Recipe, resolve, sections
+from potstill.report import collect, make_rows
+from potstill.run import distil, search
+from potstill.run.compare import run_study
+from potstill.run.distil import distill_run, read_asked_recipe, read_run_recipe
+from potstill.run.progress import Reporter
+from potstill.run.search import apart, settle, ways, weights
+from potstill.run.store import RunStore
+from potstill.run.study import read_study, study_of
+from potstill.scores import Score, Scores
+from potstill.sets.synthetic import SyntheticSet
+from potstill.spec import DatasetSpec, LabelledDataset, Split
+
+QUIET = Reporter(quiet=True)
+TINY: dict[str, Any] = {
+    "parameterisation": "auto",
+    "ipc": 2,
+    "factor": [2, 2],
+    "method": {"name": "dsdm_plus", "steps": 2, "real_batch": 8, "bank_draws": 1},
+    "pool": {"members": 2, "pretrained": False},
+    "runtime": {"device": "cpu", "precision": "fp32", "threads": 1, "compile": False},
+    "evaluation": {"nets": 1, "epochs": 1},
+}
+
+
+def auto(**changes: Any) -> Recipe:
+    return resolve(TINY, {key.replace("__", "."): value for key, value in changes.items()})
+
+
+@pytest.fixture
+def many(toy_colour: LabelledDataset) -> LabelledDataset:
+    """Enough training images to hold some out: 3 x 120 of 3 x 16 x 16."""
+    train, test = toy_colour.train, toy_colour.test
+    images, labels = torch.cat([train.images, test.images]), torch.cat([train.labels, test.labels])
+    return replace(toy_colour, train=Split(torch.cat([images, images.flip(3)]), labels.repeat(2)))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    return RunStore(tmp_path / "run")
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Trials that train nothing: what each scores, by its name; 0 where it is not listed. Each takes a minute."""
+    accuracy: dict[str, float] = {}
+    now = [0.0]
+
+    def scored(cell: Any, holdout: int, data: LabelledDataset, *_: Any) -> Scores:
+        assert holdout == len(data.test)
+        now[0] += 60
+        ran.append(cell)
+        return Scores((Score("convnet", "dsdm", 1, 0, accuracy.get(cell.name, 0.0)),))
+
+    ran: list[Any] = []
+    accuracy["ran"] = ran  # type: ignore[assignment]
+    monkeypatch.setattr(sections, "SEARCH_MINUTES", 1000.0)
+    monkeypatch.setattr(search, "distil_and_score", scored)
+    monkeypatch.setattr(search, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    estimated = [SimpleNamespace(distill_seconds=40.0, evaluate_seconds=20.0, seconds=90.0)]
+    monkeypatch.setattr(search, "estimate", lambda *_, **__: estimated)
+    monkeypatch.setattr(search, "timed", lambda *_: SimpleNamespace(distill_seconds=3600.0))
+    return accuracy
+
+
+def names(said: dict[str, Any]) -> list[str]:
+    return [cell.name for cell in said["ran"]]
+
+
+# --- what is tried
+
+
+def spec_of(*shape: int) -> DatasetSpec:
+    some = (0.5,) * shape[0]
+    return DatasetSpec(name="s", shape=shape, classes=("a", "b"), mean=some, std=some, mirror=False, fingerprint="f")  # type: ignore[arg-type]
+
+
+def test_candidates_fit_the_data_and_the_recipes_own_tiles_come_first() -> None:
+    recipe = auto().by_default()
+    assert list(ways(recipe, spec_of(3, 32, 32))) == [
+        "tiles2x2", "tiles3x3", "tiles1x1", "tiles4x4", "half_chroma10", "dct100", "half_chroma16", "dct256",
+    ]  # fmt: skip
+    gray = ways(auto(ipc=1).by_default(), spec_of(1, 28, 28))
+    assert list(gray) == ["tiles2x2", "tiles3x3", "tiles4x4", "dct64", "dct196"]
+    assert list(ways(auto(factor=[1, 2]).by_default(), spec_of(1, 8, 8)))[:3] == ["tiles1x2", "tiles1x1", "tiles2x2"]
+    assert not any("half" in name or "dct" in name for name in ways(recipe, spec_of(2, 32, 32)))
+    for spec in (spec_of(3, 32, 32), spec_of(1, 64, 33), spec_of(3, 8, 8), spec_of(2, 9, 40)):
+        for variant in ways(recipe, spec).values():
+            variant.way().check(spec)
+            assert variant.way().samples(variant.ipc, spec) > 1 and not variant.open
+
+
+def test_calibration_is_tried_where_the_method_has_one_that_counts() -> None:
+    tried = weights("tiles2x2", auto(method__calibration_weight=2).by_default())
+    assert {name: recipe.method.calibration_weight for name, recipe in tried.items()} == {
+        "tiles2x2": 2, "tiles2x2-calibration1": 1, "tiles2x2-calibration0.5": 0.5,
+    }  # fmt: skip
+    assert list(weights("t", auto(method={"name": "dsdm"}).by_default())) == ["t"]
+    assert list(weights("t", auto(method={"name": "dm"}).by_default())) == ["t"]
+
+
+def test_trials_learn_from_training_images_that_are_not_scored(many: LabelledDataset) -> None:
+    part = apart(many, 72)
+    assert len(part.test) == 72 and len(part.train) == 288
+    indexed = {tuple(image.flatten().tolist()) for image in many.train.images}
+    for split in (part.train, part.test):
+        assert {tuple(image.flatten().tolist()) for image in split.images} <= indexed
+    assert part.spec.fingerprint != many.spec.fingerprint and part.spec.mean == many.spec.mean
+    assert torch.equal(apart(many, 72).train.images, part.train.images)
+
+
+def test_many_images_are_thinned_evenly_and_a_small_class_is_spared(
+    many: LabelledDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "PART", 90)
+    monkeypatch.setattr(search, "PART_OF_CLASS", 5)
+    assert torch.bincount(apart(many, 72).train.labels).tolist() == [30, 30, 30]
+    one = (many.train.labels == 2).nonzero().flatten()[1:]
+    keep = torch.ones(len(many.train), dtype=torch.bool).index_fill(0, one, value=False)
+    rare = replace(many, train=many.train.subset(keep.nonzero().flatten()))
+    assert torch.bincount(apart(rare, 48).train.labels, minlength=3)[2] == 1
+
+
+# --- what is chosen
+
+
+def test_the_best_trial_is_chosen_and_nothing_is_left_open(
+    many: LabelledDataset, store: RunStore, said: dict[str, Any]
+) -> None:
+    said |= {"tiles2x2": 0.5, "half_chroma8": 0.8, "half_chroma8-calibration0.25": 0.9, "dct16": 0.7}
+    chosen = settle(auto(), many, store, QUIET)
+    assert (chosen.parameterisation, chosen.method.calibration_weight) == ("half_chroma:luma=8,chroma=4", 0.25)
+    assert chosen.method.steps == auto().method.steps and not chosen.open
+    assert chosen.pool == auto().pool and chosen.evaluation == auto().evaluation
+    assert names(said) == [
+        *ways(auto().by_default(), many.spec),
+        "half_chroma8-calibration0.5",
+        "half_chroma8-calibration0.25",
+    ]
+    again = settle(auto(evaluation__nets=5), many, store, QUIET)  # how a set is scored is no part of the search
+    assert again.hash() == chosen.hash() and again.evaluation.nets == 5 and len(said["ran"]) == len(set(names(said)))
+    told = store.read_json("search/chosen.json")["told"]
+    assert told.startswith("half_chroma:luma=8,chroma=4, calibration weight 0.25: best of ")
+    assert "72 held-out training images" in told
+
+
+def test_of_equal_trials_the_recipes_own_is_chosen(
+    many: LabelledDataset, store: RunStore, said: dict[str, Any]
+) -> None:
+    chosen = settle(auto(), many, store, QUIET)
+    assert (chosen.parameterisation, chosen.factor, chosen.method.calibration_weight) == ("tiles", (2, 2), 1)
+
+
+def test_trials_are_short_and_steps_are_not_theirs(
+    many: LabelledDataset, store: RunStore, said: dict[str, Any]
+) -> None:
+    settle(auto(method__steps=1500, evaluation__epochs=None, evaluation__stored_bits=8), many, store, QUIET)
+    for cell in said["ran"]:
+        recipe = cell.recipe
+        assert (recipe.method.steps, recipe.evaluation.epochs, recipe.pool.members) == (search.STEPS, search.EPOCHS, 1)
+        assert recipe.evaluation.stored_bits is None and recipe.budget.minutes is None
+
+
+def test_a_search_runs_as_many_trials_as_its_minutes_hold(
+    many: LabelledDataset, store: RunStore, said: dict[str, Any]
+) -> None:
+    """A trial takes a minute; half of seven are the search's."""
+    said |= {"tiles3x3": 0.9}
+    chosen = settle(auto(budget__minutes=7, method__steps=1000), many, store, QUIET)
+    assert names(said) == ["tiles2x2", "tiles3x3", "tiles1x1"]  # the others have too many samples
+    assert chosen.budget.minutes == pytest.approx(7 - 3)
+    assert chosen.method.steps == int(0.9 * 4 / 60 * 1000)  # all of them would take an hour
+
+
+def test_without_a_budget_steps_stay_and_the_run_has_none(
+    many: LabelledDataset, store: RunStore, said: dict[str, Any]
+) -> None:
+    chosen = settle(auto(method__steps=1000), many, store, QUIET)
+    assert (chosen.method.steps, chosen.budget.minutes) == (1000, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"budget__minutes": 2}, "a trial takes about 1.5 min, more than the 1.0 min of the search; a larger --budget"),
+        ({"few": 20}, "60 training images are too few to hold some out for a search"),
+    ],
+)
+def test_where_no_search_can_be_the_default_is_taken_and_a_line_says_why(
+    changes: dict[str, Any], why: str, many: LabelledDataset, store: RunStore, said: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    if few := changes.pop("few", 0):
+        chosen = torch.cat([(many.train.labels == c).nonzero().flatten()[:few] for c in range(3)])
+        many = replace(many, train=many.train.subset(chosen))
+    settled = settle(auto(**changes), many, store, Reporter())
+    assert (settled.parameterisation, settled.factor) == ("tiles", (2, 2)) and not said["ran"]
+    assert f"auto: tiles 2 x 2, calibration weight 1 without a search: {why}" in capsys.readouterr().err
+
+
+def test_one_class_leaves_nothing_to_tell_trials_apart(
+    many: LabelledDataset, store: RunStore, said: dict[str, Any]
+) -> None:
+    spec = replace(many.spec, classes=("a",))
+    train = Split(many.train.images, torch.zeros_like(many.train.labels))
+    chosen = settle(auto(), LabelledDataset(spec, train, train), store, QUIET)
+    assert chosen.parameterisation == "tiles" and not said["ran"]
+    assert "one class" in store.read_json("search/chosen.json")["told"]
+
+
+def test_a_trial_that_fails_leaves_the_others(
+    many: LabelledDataset, store: RunStore, said: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = search.distil_and_score
+
+    def picky(cell: Any, *given: Any) -> Scores:
+        if cell.name != "tiles1x1":
+            raise DataError("no")
+        return plain(cell, *given)
+
+    monkeypatch.setattr(search, "distil_and_score", picky)
+    assert settle(auto(), many, store, QUIET).factor == (1, 1)
+    monkeypatch.setattr(search, "distil_and_score", lambda *_: (_ for _ in ()).throw(DataError("no")))
+    other = RunStore(store.root.parent / "other")
+    assert settle(auto(), many, other, QUIET).factor == (2, 2)
+    assert "no trial came to an end" in other.read_json("search/chosen.json")["told"]
+
+
+def test_methods_without_steps_keep_tiles_and_search_nothing(
+    many: LabelledDataset, store: RunStore, said: dict[str, Any]
+) -> None:
+    recipe = settle(auto(method={"name": "random_mix"}), many, store, QUIET)
+    assert (recipe.parameterisation, recipe.factor) == ("tiles", (2, 2)) and not store.root.exists()
+
+
+# --- resuming and refusing
+
+
+def test_a_killed_search_goes_on_where_it_was(
+    many: LabelledDataset, store: RunStore, said: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said |= {"tiles1x1": 0.9}
+    plain = search.distil_and_score
+
+    def stopped(cell: Any, *given: Any) -> Scores:
+        if len(said["ran"]) == 2:
+            raise Interrupted("signal")
+        return plain(cell, *given)
+
+    monkeypatch.setattr(search, "distil_and_score", stopped)
+    with pytest.raises(Interrupted, match=f"potstill distill --resume {re.escape(str(store.root))}"):
+        settle(auto(), many, store, QUIET)
+    assert not store.config.exists() and read_asked_recipe(store).open
+    monkeypatch.setattr(search, "distil_and_score", plain)
+    chosen = settle(read_asked_recipe(store), many, store, QUIET)
+    assert len(names(said)) == len(set(names(said))) == len(ways(auto().by_default(), many.spec)) + 2
+    assert chosen.factor == (1, 1)
+    assert store.read_json("search/chosen.json")["seconds"] == 60 * len(said["ran"])
+
+
+def test_another_recipe_is_refused_and_overwrite_searches_anew(
+    many: LabelledDataset, store: RunStore, said: dict[str, Any]
+) -> None:
+    settle(auto(), many, store, QUIET)
+    with pytest.raises(UsageError, match="holds a search for another recipe"):
+        settle(auto(ipc=3), many, store, QUIET)
+    before = len(said["ran"])
+    assert settle(auto(ipc=3), many, store, QUIET, overwrite=True).ipc == 3
+    assert len(said["ran"]) == 2 * before
+    settle(auto(parameterisation="tiles"), many, store, QUIET, overwrite=True)
+    assert not store.search.exists()
+
+
+def test_a_folder_with_another_run_is_refused_before_any_trial(
+    many: LabelledDataset, store: RunStore, said: dict[str, Any]
+) -> None:
+    store.write_config(auto(parameterisation="tiles").on(many).to_yaml())
+    with pytest.raises(UsageError, match="holds a run that no search came before"):
+        settle(auto(), many, store, QUIET)
+    assert not said["ran"] and not store.search.exists()
+
+
+def test_what_cannot_be_made_is_refused_before_any_trial(
+    many: LabelledDataset, store: RunStore, said: dict[str, Any]
+) -> None:
+    with pytest.raises(DataError, match="class 'a' has 120 training images, 400 needed"):
+        settle(auto(ipc=100), many, store, QUIET)
+    assert not said["ran"] and not store.root.exists()
+
+
+def test_a_damaged_choice_is_a_line(many: LabelledDataset, store: RunStore, said: dict[str, Any]) -> None:
+    settle(auto(), many, store, QUIET)
+    record = store.read_json("search/chosen.json")
+    for wrong in ({"keys": {"ipcs": 3}}, {"keys": 3}, {"seconds": "long"}):
+        store.write_json("search/chosen.json", {**record, **wrong})
+        with pytest.raises(DataError, match=r"chosen.json: damaged"):
+            settle(auto(), many, store, QUIET)
+
+
+def test_auto_is_no_parameterisation_elsewhere(many: LabelledDataset, store: RunStore) -> None:
+    with pytest.raises(UsageError, match=r"parameterisation=auto: potstill distill and compare settle it"):
+        distill_run(auto(), many, store, QUIET)
+
+
+# --- the whole of it, with tiny trials
+
+
+@pytest.fixture
+def tiny_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of candidates the first two, a step each."""
+    plain = ways
+    monkeypatch.setattr(search, "STEPS", 1)
+    monkeypatch.setattr(search, "CALIBRATION", (0.5,))
+    monkeypatch.setattr(search, "ways", lambda *given: dict(list(plain(*given).items())[:2]))
+
+
+@pytest.mark.usefixtures("tiny_trials")
+def test_a_run_of_auto_is_that_of_the_recipe_it_settled_on(many: LabelledDataset, tmp_path: Path) -> None:
+    run = potstill.distill(many, recipe=TINY, parameterisation="auto", out=tmp_path / "run", cache=tmp_path)
+    store = RunStore(tmp_path / "run")
+    assert not run.recipe.open and read_run_recipe(store).hash() == run.recipe.hash()
+    facts = run.synthetic.provenance
+    assert facts["recipe_hash"] == run.recipe.hash() and "of 3 trials on 72 held-out training images" in facts["search"]
+    plain = potstill.distill(many, recipe=run.recipe.to_dict(), cache=tmp_path)
+    assert torch.equal(plain.synthetic.images, run.synthetic.images) and "search" not in plain.synthetic.provenance
+    rows = make_rows(collect(store.search))
+    assert len(rows) == 3 and {row.holdout for row in rows} == {72} and all(row.mean is not None for row in rows)
+    cells = [cell.name for cell in read_study(store.search / "study.yaml").cells]
+    assert sorted(cells) == sorted(store.read_json("search/trials.json")["accuracy"])
+    again = potstill.distill(many, recipe=TINY, out=tmp_path / "run", resume=True, cache=tmp_path)
+    assert again.recipe == run.recipe
+
+
+@pytest.mark.usefixtures("tiny_trials")
+def test_a_comparison_settles_its_cells_and_the_same_call_goes_on(many: LabelledDataset, tmp_path: Path) -> None:
+    study = study_of([TINY], methods=["random_mix", "dsdm_plus"], ipcs=[2], seeds=[0])
+    for _ in range(2):
+        outcomes = run_study(study, lambda _: many, out=tmp_path, reporter=QUIET, cache=tmp_path / "cache")
+        assert [outcome.failure for outcome in outcomes] == ["", ""]
+    rows = {row.method: row for row in make_rows(collect(tmp_path))}
+    assert rows["random_mix"].factor == (2, 2) and rows["dsdm_plus"].gain is not None
+
+
+@pytest.mark.usefixtures("tiny_trials")
+def test_the_command_line_goes_on_from_a_folder_that_holds_a_search_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(json.dumps(TINY))  # JSON is YAML
+    given = [
+        "--config",
+        str(tmp_path / "tiny.yaml"),
+        "--dataset",
+        "digits",
+        "--out",
+        str(tmp_path / "run"),
+        "--cache-dir",
+        str(tmp_path),
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(distil, "_distill", lambda *_: (_ for _ in ()).throw(Interrupted("signal")))
+        assert main(["distill", *given]) == 130
+    assert f"go on with: potstill distill --resume {tmp_path / 'run'}" in capsys.readouterr().err
+    monkeypatch.setattr(search, "estimate", lambda *_, **__: pytest.fail("timed again"))
+    assert main(["distill", "--resume", str(tmp_path / "run"), "--cache-dir", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "best of 3 trials on 287 held-out training images" in found["search"]
+    synthetic = SyntheticSet.load(tmp_path / "run" / "synthetic")
+    assert (
+        found["recipe_hash"]
+        == read_run_recipe(RunStore(tmp_path / "run")).hash()
+        == synthetic.provenance["recipe_hash"]
+    )
+
+
+def test_a_dry_run_counts_the_search(many: LabelledDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    from potstill.run import estimate
+    from potstill.run.study import Cell
+
+    def taken(recipe: Recipe) -> float:
+        return estimate.timed(Cell("a", "a", recipe), many).distill_seconds
+
+    monkeypatch.setattr(estimate, "_time_steps", lambda method, problem, _: (method.init(problem), 5.0))
+    assert taken(auto()) == 5 + 600 and taken(auto(budget__minutes=4)) == 5 + 120
+    assert taken(auto(parameterisation="tiles")) == 5 and taken(auto(method={"name": "random_mix"})) < 5
+
+
+@pytest.mark.slow
+def test_digits_are_searched_within_a_budget_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    words = ["--config", "dsdm_plus/auto", "--dataset", "digits", "--ipc", "1", "--budget-minutes", "2"]
+    words += ["--method.steps", "60", "--evaluation.epochs", "60", "--evaluation.nets", "1"]
+    assert main(["distill", *words, "--out", str(run), "--cache-dir", str(tmp_path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["search"]
+    assert " trials on 287 held-out training images" in told or "without a search" in told
+    assert main(["evaluate", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["mean"] > 0.3
