@@ -36,7 +36,7 @@ from potstill.run.store import RunStore
 from potstill.sets.synthetic import SyntheticSet
 
 VERBS = ["distill", "evaluate", "compare", "pretrain", "export", "report", "reproduce", "list"]
-KINDS = ["methods", "datasets", "networks", "recipes", "protocols", "keys"]
+KINDS = ["methods", "datasets", "networks", "recipes", "studies", "protocols", "keys"]
 EAGER = ["--device", "cpu", "--precision", "fp32", "--threads", "1", "--compile", "false"]
 DIGITS = ["distill", "--dataset", "digits", "--ipc", "1", *EAGER]
 DSDM_KEYS = ["--method.steps", "4", "--method.real_batch", "16", "--pool.members", "1", "--pool.pretrained", "false"]

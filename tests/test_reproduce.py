@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from potstill.cli import main
-from potstill.errors import UsageError
+from potstill.errors import Interrupted, UsageError
 from potstill.methods import METHODS
 from potstill.report.stored import RECORDS
 from potstill.run import paper
@@ -259,7 +259,7 @@ def test_a_table_fills_and_what_fails_is_seen_beside_the_rest(small: None, call:
     text = (tmp_path / "out" / "table4.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert rows[2].startswith(f"| random | {100 * one['mean']:.2f} +- ") and "14.4 +- 2.0 \\[1\\]" in rows[2]
-    assert rows[3] == "| \\=alchemy | – | – | – | – | 99.0 | – |"
+    assert rows[3] == "| \\=alchemy |  | – |  | – | 99.0 | – |"
     assert "\\[1\\] Not what it seems." in text and "no method alchemy (1 cell)" in text
 
 
@@ -283,6 +283,18 @@ def test_the_same_call_goes_on_and_does_nothing_again(small: None, call: Call, t
     assert len(cells_of(tmp_path / "out", "table4")) == 3 and len(first) == 2
     call("table4", "--only", "cell=random", "-q")
     assert len(stamps()) == 4 and first.items() <= stamps().items()
+
+
+def test_what_is_interrupted_shows_what_there_is(small: None, call: Call, tmp_path: Path, monkeypatch: Any) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise Interrupted("interrupted after step 3")
+
+    call("table4", "--only", "cell=random,ipc=1", "-q")
+    (tmp_path / "out" / "table4.md").unlink()
+    monkeypatch.setattr("potstill.run.reproduce.run_study", stop)
+    code, told, said = call("table4", "--only", "cell=random", "-q")
+    assert (code, told, said) == (130, "", "potstill: interrupted after step 3\n")
+    assert "1 of 3 cells are measured" in (tmp_path / "out" / "table4.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -376,6 +388,15 @@ def test_records_that_say_different_things_of_a_cell_are_refused_by_name(
         assert str(other) in said and str(tmp_path / "out" / RUNS) in said and len(said.splitlines()) == 1
 
 
+def test_runs_of_no_cell_are_told(small: None, call: Call, tmp_path: Path) -> None:
+    call("table4", "--only", "ipc=1,cell=random", "-q")
+    record = json.loads((tmp_path / "out" / RECORDS).read_text())
+    record["runs"][0]["name"] = "digits-ipc1-random-000000000000-seed0"
+    (tmp_path / "old.json").write_text(json.dumps(record))
+    code, _, said = call("table4", "--collect", "--merge", str(tmp_path / "old.json"))
+    assert code == 0 and "of no cell under these keys" in said and "none of its 1 runs is of a cell of table4" in said
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"runs": [{"name": 3}]}', '{"rows": []}'])
 def test_a_file_of_no_records_is_refused_in_one_line(content: str, call: Call, tmp_path: Path) -> None:
     (tmp_path / "odd.json").write_text(content)
@@ -391,6 +412,9 @@ def test_committed_results_fill_the_cells_that_they_are_of(tmp_path: Path, capsy
     capsys.readouterr()
     found = {(c["cell"], c["ipc"], c["dataset"]): c for c in cells_of(tmp_path, "table1") if c["mean"] is not None}
     assert {label for label, *_ in found} == {"random", "herding", "kcenter", "dsdm", "dsdm_plus"}
+    assert not found["dsdm", 10, "cifar10"]["of_schedule"] and found["random", 10, "cifar10"]["of_schedule"]
+    text = (tmp_path / "table4.md").read_text()
+    assert "| dsdm | 62.82 +- 0.24 \\* |" in text and "Made otherwise than this schedule says" in text
     ours = found["dsdm", 10, "cifar10"]
     assert round(100 * ours["mean"], 2) == 62.82 and round(ours["difference"], 2) == -3.68
     assert ours["made_by"] == "2,000 steps; 3 networks of 6 epochs (fast); real batch 256" and ours["epochs"] == 1500

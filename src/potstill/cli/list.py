@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import UsageError
 from . import options as shared
 
-KINDS = ("methods", "datasets", "networks", "recipes", "protocols", "keys")
+KINDS = ("methods", "datasets", "networks", "recipes", "studies", "protocols", "keys")
 
 
 def add_parser(verbs: Any) -> None:

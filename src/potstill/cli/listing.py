@@ -13,12 +13,15 @@ from ..methods import METHODS
 from ..networks import NETWORKS, arguments_of
 from ..recipe import read_recipe, recipe_names
 from ..recipe.keys import Key, find_keys, keys_of, section_keys
+from ..run.paper import TABLES, read_plan, read_text
 
 
 def names(kind: str) -> dict[str, str]:
     """Name to one line, for a kind of thing."""
     if kind == "recipes":
         return {name: "" for name in recipe_names()}
+    if kind == "studies":
+        return {name: read_plan(name).title for name in TABLES}
     if kind == "keys":
         return {key.name: _line(key) for key in keys_of()}
     if kind == "protocols":
@@ -57,6 +60,8 @@ def describe(kind: str, name: str) -> dict[str, Any]:
 
         recipe = read_recipe(name)
         return {"name": name, "recipe": recipe, "text": yaml.safe_dump(recipe, sort_keys=False).rstrip()}
+    if kind == "studies":
+        return {"name": name, "title": read_plan(name).title, "text": read_text(name).rstrip()}
     if kind == "protocols":
         protocol = find_protocol(name)
         if not isinstance(protocol, Scheduled):

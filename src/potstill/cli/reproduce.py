@@ -14,6 +14,7 @@ from . import options as shared
 if TYPE_CHECKING:
     from ..recipe import Recipe
     from ..report.paper_tables import Filled
+    from ..report.stored import StoredRun
     from ..run.paper import PaperCell
 
 
@@ -143,11 +144,32 @@ def _show(
     for name in shown:
         table = read_table(name, options.schedule, layers)
         filled.append(Filled(table, tuple(fill(table, runs)), schedule))
+    _tell_of_unused(options, layers, runs, filled)
     figures = {one.table.name: draw(one, [options.out, *options.merge]) for one in filled}
     page = write_reproduction(options.out, filled, figures, runs)
     if failures is not None:
         asked = [one for one in filled if one.table.name in names]
         _print(options, asked, {cell.name for cell in cells}, failures, page)
+
+
+def _tell_of_unused(
+    options: argparse.Namespace, layers: list[Any], runs: list[StoredRun], filled: list[Filled]
+) -> None:
+    """Runs that no table shows are easily taken for lost."""
+    from ..run.paper import SCHEDULES, TABLES, read_table
+
+    say, used = shared.reporter_of(options).say, {run.name for one in filled for e in one.entries for run in e.runs}
+    stems = {cell.stem for name in TABLES for s in SCHEDULES for cell in read_table(name, s, layers).cells}
+    others = [run for run in runs if run.exact and run.stem not in stems]
+    if others:
+        say(
+            f"{others[0].source}: of no cell under these keys, like {len(others) - 1} more: made with other keys, or "
+            "by another version"
+        )
+    for place in options.merge:
+        mine = [run for run in runs if run.source.startswith(str(place))]
+        if mine and not any(run.name in used for run in mine):
+            say(f"{place}: none of its {len(mine)} runs is of a cell of {', '.join(one.table.name for one in filled)}")
 
 
 def _print(

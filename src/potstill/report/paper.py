@@ -42,6 +42,16 @@ class Entry:
         return None if paper is None or scores is None else 100 * scores.mean - paper
 
     @property
+    def of_schedule(self) -> bool:
+        """Whether its sets were made as the schedule says; others say how in `made_by`.
+
+        A choice of images that knows neither steps nor pool is the same under every schedule.
+        """
+        recipe = self.cell.recipe
+        same = recipe is not None and not (recipe.build_method().steps or recipe.build_method().needs_pool)
+        return same or all(run.stem == self.cell.stem for run in self.runs)
+
+    @property
     def made_by(self) -> str:
         return joined(run.made_by for run in self.runs)
 
@@ -97,6 +107,7 @@ class Entry:
             "difference": self.difference,
             "recipe_hash": self.recipes,
             "made_by": self.made_by,
+            "of_schedule": self.of_schedule if scores else None,
             "hardware": self.hardware,
             "pool_seconds": self.pool_seconds,
             "distill_seconds": self.distill_seconds,

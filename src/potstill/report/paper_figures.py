@@ -23,7 +23,7 @@ from .paper import Entry, place
 from .paper_tables import Filled
 
 #: Inches of one plot; dots per inch of a PNG.
-WIDTH, HEIGHT, DOTS = 5.4, 3.3, 150
+WIDTH, HEIGHT, DOTS = 5.4, 3.3, 120
 #: A ratio of the largest to the least value from which an axis is logarithmic.
 WIDE = 50
 

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..escape import markdown
 from ..files import SCHEMA_VERSION, write_atomically
+from ..run.environment import command as command_line
 from ..run.store import dump_json
 from .page import typeset
 from .paper_figures import Drawing
@@ -57,12 +58,13 @@ def render_text(filled: Sequence[Filled], figures: Mapping[str, Sequence[Drawing
         "# Results beside the paper's",
         "Each cell: ours, the paper's value, and the difference in points. Ours is the mean +- sample standard "
         "deviation over all networks, tested after their last epoch; n is the number of sets x networks. "
-        f"{MISSING} marks what was not measured, or not published.",
+        f"{MISSING} marks what was not measured, or not published; where the paper has no cell, ours is blank.",
         markdown(filled[0].schedule),
+        *([f"Written by `{command}`."] if (command := command_line().replace("`", "'")) else []),
     ]
     for one in filled:
         heading, _, rest = to_markdown(one).partition("\n")
-        pictures = [f"![{markdown(d.caption)}]({d.name}.svg)" for d in figures.get(one.table.name, ())]
+        pictures = [f"![{markdown(d.caption)}]({d.name}.png)" for d in figures.get(one.table.name, ())]
         parts += [heading, *pictures, rest.strip("\n")]
     return "\n\n".join(parts) + "\n"
 

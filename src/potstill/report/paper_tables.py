@@ -1,7 +1,8 @@
 """Filled tables of the paper as Markdown, LaTeX, CSV and JSON.
 
-For readers a cell is ours, the paper's value and the difference, in percent and points, and an en dash where there is
-none; below stand the notes, what is empty and why, and for each value how and where it was measured.
+For readers a cell is ours, the paper's value and the difference, in percent and points, with an en dash where there is
+none yet and blanks where the paper has no cell; below stand the notes, what is empty and why, and for each value how
+and where it was measured.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Filled:
 
     @property
     def general_notes(self) -> list[str]:
-        return [note.text for note in self.table.plan.notes if not note.on]
+        otherwise = any(not entry.of_schedule for entry in self.measured)
+        star = ["* Made otherwise than this schedule says: see made by, below."] if otherwise else []
+        return [*star, *(note.text for note in self.table.plan.notes if not note.on)]
 
     @property
     def numbered_notes(self) -> list[tuple[int, str]]:
@@ -73,7 +76,12 @@ class Filled:
 
 
 def ours_text(entry: Entry | None) -> str:
-    return percent_text(entry.scores.mean, entry.scores.std) if entry and entry.scores else MISSING
+    """Mean and deviation, with a star where the set was made otherwise than the schedule says."""
+    if entry is None:
+        return ""
+    if not entry.scores:
+        return MISSING
+    return percent_text(entry.scores.mean, entry.scores.std) + ("" if entry.of_schedule else " *")
 
 
 def paper_text(entry: Entry | None) -> str:
@@ -86,7 +94,9 @@ def paper_text(entry: Entry | None) -> str:
 
 
 def difference_text(entry: Entry | None) -> str:
-    return MISSING if entry is None or entry.difference is None else f"{entry.difference:+.2f}"
+    if entry is None:
+        return ""
+    return MISSING if entry.difference is None else f"{entry.difference:+.2f}"
 
 
 def heads_of(panel: Panel) -> list[str]:

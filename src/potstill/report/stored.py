@@ -242,6 +242,6 @@ def with_further_scores(runs: Sequence[StoredRun]) -> list[StoredRun]:
                 "merge its folder as well"
             )
         run = whole[place]
-        hardware = joined([run.hardware, extra.hardware])
-        whole[place] = replace(run, scores=run.scores + extra.scores, hardware=hardware)
+        scores = tuple(replace(score, device=score.device or extra.hardware) for score in extra.scores)
+        whole[place] = replace(run, scores=run.scores + scores)
     return whole

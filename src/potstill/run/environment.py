@@ -42,12 +42,17 @@ def environment(runtime: Runtime) -> dict[str, Any]:
         "device": device_name(runtime),
         "runtime": runtime.describe(),
         "native_kernel": native.loaded() and runtime.compile and runtime.device == "cpu",
-        "command": shlex.join(["potstill", *sys.argv[1:]]) if Path(sys.argv[0]).stem in _COMMANDS else "",
+        "command": command(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
 
 _COMMANDS = ("potstill", "__main__")
+
+
+def command() -> str:
+    """The command line of this process, "" where Python code called."""
+    return shlex.join(["potstill", *sys.argv[1:]]) if Path(sys.argv[0]).stem in _COMMANDS else ""
 
 
 def device_name(runtime: Runtime) -> str:
