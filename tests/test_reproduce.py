@@ -238,6 +238,7 @@ def test_what_is_ahead_is_told_at_the_pace_so_far(capsys: pytest.CaptureFixture[
     monkeypatch.setattr("potstill.run.reproduce.time.perf_counter", lambda: now[0])
     tasks = [Estimate(name, "new", evaluate_seconds=60.0) for name in "abc"] + [Estimate("d", "finished")]
     ahead = Ahead(tasks, Reporter())
+    assert capsys.readouterr().err == "=== 3 tasks, about 3 min\n"
     now[0] += 120
     ahead.tick("a")
     ahead.tick("d")
@@ -340,7 +341,7 @@ def test_an_ablation_and_the_figures_of_its_sets_run_from_beginning_to_end(tmp_p
     assert_drawn(out, "figure4", "figure8")
     runs = {run["name"]: run for run in json.loads((out / RECORDS).read_text())["runs"]}
     (name,) = [cell["runs"][0] for cell in cells_of(out, "figure4") if cell["cell"] == "dm" and cell["ipc"] == 10]
-    assert set(runs[name]["kept"]) == {"0", "1"} and runs[name]["steps"] == 2
+    assert set(runs[name]["kept"]) == {"0", "1"} and runs[name]["steps"] == 2 and runs[name]["recipe"]["ipc"] == 10
 
 
 def test_features_are_measured_once_and_drawn_from_what_is_stored(tmp_path: Path, call: Call) -> None:
@@ -355,6 +356,20 @@ def test_features_are_measured_once_and_drawn_from_what_is_stored(tmp_path: Path
     assert networks[0]["loss"] == pytest.approx(networks[0]["prototype"] + networks[0]["covariance"])
     embedded = json.loads((out / "figure7-features.json").read_text())["cells"]
     assert [(c["cell"], len(c["networks"][0]["distilled"])) for c in embedded] == [("dm", 10), ("dsdm", 40)]
+
+
+def test_the_best_set_on_the_way_is_told_and_is_no_result(small: None, call: Call, tmp_path: Path) -> None:
+    call("table4", "--only", "ipc=1,cell=random", "-q")
+    file = tmp_path / "out" / RECORDS
+    record = json.loads(file.read_text())
+    (score,) = record["runs"][0]["scores"]
+    record["runs"][0]["kept"] = {"4": [score | {"accuracy": 0.9}], "6": [score | {"accuracy": 0.7}]}
+    file.write_text(json.dumps(record))
+    call("table4", "--collect", "--merge", str(file), "-q", out="other")
+    (cell, *_) = cells_of(tmp_path / "other", "table4")
+    assert cell["mean"] == score["accuracy"] and cell["test_selected"] == {"mean": 0.9, "step": 4}
+    text = (tmp_path / "other" / "table4.md").read_text()
+    assert "Selected on the test split (not a result): random, 1 would have 90.00 after 4 steps." in text
 
 
 # --- runs of several machines

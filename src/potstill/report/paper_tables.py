@@ -47,6 +47,16 @@ class Filled:
         return [(i, note.text) for i, note in enumerate(self.table.plan.notes, start=1) if note.on]
 
     @property
+    def selections(self) -> list[str]:
+        """What a selection on the test split would give, as the paper's code does it; no results of ours."""
+        found = [(entry, *entry.selected) for entry in self.measured if entry.selected]
+        return [
+            f"Selected on the test split (not a result): {details_of(entry)[0]} would have "
+            f"{percent_text(s.mean, s.std)} after {step:,} steps."
+            for entry, step, s in found
+        ]
+
+    @property
     def measured(self) -> list[Entry]:
         return [entry for entry in self.entries if entry.scores]
 
@@ -134,7 +144,7 @@ def to_markdown(filled: Filled) -> str:
         rows = [[label, *cells_of(entries)] for label, entries in panel.rows]
         lines += [*_markdown_table(heads_of(panel), rows), ""]
     notes = [*filled.general_notes, *(f"[{i}] {text}" for i, text in filled.numbered_notes)]
-    notes += [f"Empty: {why}." for why in filled.empty]
+    notes += [*filled.selections, *(f"Empty: {why}." for why in filled.empty)]
     lines += [f"- {markdown(note)}" for note in notes] + [""] * bool(notes)
     if filled.measured:
         lines += [*_markdown_table(DETAILS, [details_of(entry) for entry in filled.measured], left=10), ""]
@@ -183,6 +193,7 @@ def to_csv(filled: Sequence[Filled]) -> str:
 
 def _csv_value(value: Any) -> Any:
     text = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+    text = "; ".join(f"{k} {v}" for k, v in text.items()) if isinstance(text, dict) else text
     return csv_cell(text) if isinstance(text, str) else text
 
 

@@ -37,6 +37,7 @@ class StoredRun:
         made_by: its length and pool, in words.
         kept: scores of the sets on the way, by their steps.
         set_file: where the set lies, "" where only its record is here.
+        recipe: as it was resolved.
     """
 
     name: str
@@ -58,6 +59,7 @@ class StoredRun:
     kept: dict[int, tuple[Score, ...]] = field(default_factory=dict)
     failure: str = ""
     set_file: str = ""
+    recipe: dict[str, Any] = field(default_factory=dict)
 
     @property
     def stem(self) -> str:
@@ -159,6 +161,7 @@ def _of_config(
         hardware=str(environment.get("cpu") or "") if device in ("", "cpu") else device,
         pool_seconds=times.get("pool_seconds"),
         distill_seconds=times.get("distill_seconds"),
+        recipe=dict(config),
     )
 
 
@@ -216,15 +219,20 @@ def _from_record(record: Mapping[str, Any], source: str) -> StoredRun:
     known = {key: value for key, value in record.items() if key in StoredRun.__dataclass_fields__}
     known["scores"] = tuple(Score.from_json(score) for score in record["scores"])
     known["kept"] = {int(step): tuple(map(Score.from_json, scores)) for step, scores in record["kept"].items()}
-    return StoredRun(**{**known, "source": source})
+    return StoredRun(**{**known, "source": source, "set_file": _small_set(Path(source).parent, str(record["name"]))})
+
+
+def _small_set(folder: Path, name: str) -> str:
+    """A set in half precision beside its record."""
+    path = folder / f"{name}.fp16.safetensors"
+    return str(path) if path.is_file() else ""
 
 
 def _of_result(name: str, record: Mapping[str, Any], path: Path) -> StoredRun:
     run = _of_config(name, str(path), record["recipe"], record["environment"], record["times"])
     scores = tuple(Score.from_json(score) for score in record["scores"])
-    small = path.parent / f"{name}.fp16.safetensors"
     hashes = joined([*(score.recipe_hash for score in scores), run.recipe_hash])
-    return replace(run, scores=scores, recipe_hash=hashes, set_file=str(small) if small.is_file() else "")
+    return replace(run, scores=scores, recipe_hash=hashes, set_file=_small_set(path.parent, name))
 
 
 def with_further_scores(runs: Sequence[StoredRun]) -> list[StoredRun]:

@@ -65,6 +65,8 @@ class Ahead:
         self._left = [e for e in estimates if e.stands != "finished"]
         self._reporter, self._count, self._spent = reporter, 0, 0.0
         self._total, self._started = len(self._left), time.perf_counter()
+        if self._left:
+            reporter.say(f"=== {self._total} tasks, about {span(sum(e.seconds for e in self._left))}")
 
     def tick(self, name: str) -> None:
         task = next((e for e in self._left if e.cell == name), None)
@@ -119,10 +121,10 @@ def reproduce(
     for item in _whole(cells):
         failures |= _train_on_whole(item, data, out, reporter)
         ahead.tick(item.stem)
-    curves = tuple(cell for item, cell in jobs if read_plan(item.table).draw == "steps")
-    if curves:
-        outcomes = run_study(Study(curves), data, out=out / RUNS, reporter=reporter, cache=cache, curve=True)
+    for cell in _with_curve(jobs):
+        outcomes = run_study(Study((cell,)), data, out=out / RUNS, reporter=reporter, cache=cache, curve=True)
         failures |= {o.folder.name: o.failure for o in outcomes if o.failure}
+        ahead.tick(_curve_name(cell))
     failures |= _measured(cells, data, out, reporter, cache)
     return Result(tasks, failures)
 
@@ -198,13 +200,24 @@ def estimates(
         study = Study(tuple(cell for _, cell in group))
         part = estimate(study, data, out=runs, reporter=reporter, cache=cache)
         found += [replace(e, pool_seconds=0.0, distill_seconds=0.0, disk_mb=0.0) if i else e for e in part]
-    sets_on_the_way = {
-        cell.name: 1 + sum(step < cell.recipe.build_method().steps for step in cell.recipe.saving.keep)
-        for item, cell in jobs
-        if read_plan(item.table).draw == "steps"
-    }
-    found = [replace(e, evaluate_seconds=e.evaluate_seconds * (1 + sets_on_the_way.get(e.cell, 0))) for e in found]
+    found += [_estimate_curve(cell, found) for cell in _with_curve(jobs)]
     return found + [_estimate_whole(item, data, reporter) for item in _whole(cells)]
+
+
+def _with_curve(jobs: Iterable[Job]) -> list[Cell]:
+    """Those whose sets on the way a figure shows."""
+    return [cell for item, cell in jobs if read_plan(item.table).draw == "steps"]
+
+
+def _curve_name(cell: Cell) -> str:
+    return f"{cell.name}: sets on the way"
+
+
+def _estimate_curve(cell: Cell, found: Iterable[Estimate]) -> Estimate:
+    """Every kept set and the first one cost as much as the last; nothing is known where that one is finished."""
+    last = next((e.evaluate_seconds for e in found if e.cell == cell.name), 0.0)
+    sets = 1 + sum(step < cell.recipe.build_method().steps for step in cell.recipe.saving.keep)
+    return Estimate(_curve_name(cell), "new" if last else "finished", evaluate_seconds=sets * last)
 
 
 def _estimate_whole(item: PaperCell, data: Data, reporter: Reporter) -> Estimate:
