@@ -14,6 +14,8 @@ import torch
 
 import potstill
 from potstill.cli import main
+from potstill.cli.distill import asked
+from potstill.cli.main import build_parser
 from potstill.errors import DataError, Interrupted, UsageError
 from potstill.recipe import Recipe, resolve, sections
 from potstill.report import collect, make_rows
@@ -387,6 +389,30 @@ def test_the_command_line_goes_on_from_a_folder_that_holds_a_search_alone(
         == read_run_recipe(RunStore(tmp_path / "run")).hash()
         == synthetic.provenance["recipe_hash"]
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "taken"),
+    [
+        (["--dataset", "no/such/folder"], True),
+        (["--dataset", "mine.npz", "--ipc", "3", "--evaluation.nets", "1"], True),
+        (["--dataset", "digits"], False),
+        ([], False),
+        (["--dataset", "mine.npz", "--method", "dsdm"], False),
+        (["--dataset", "mine.npz", "--method.steps", "5"], False),
+        (["--dataset", "mine.npz", "--factor", "1"], False),
+        (["--dataset", "mine.npz", "--config", "digits_demo"], False),
+    ],
+)
+def test_data_of_ones_own_get_the_recipe_for_data_never_tuned_on_where_nothing_else_is_said(
+    words: list[str], taken: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, keys = build_parser().parse_known_args(["distill", *words])
+    options.keys = keys
+    recipe = asked(options)
+    assert recipe.open == taken == (recipe.method_name == "dsdm_plus")
+    assert ("taking the recipe dsdm_plus/auto" in capsys.readouterr().err) == taken
+    assert recipe.ipc == (3 if "3" in words else 2 if "digits_demo" in words else 10)
 
 
 def test_a_dry_run_counts_the_search(many: LabelledDataset, monkeypatch: pytest.MonkeyPatch) -> None:

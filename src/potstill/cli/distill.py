@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
     from ..run.store import RunStore
 
+#: The recipe for data of one's own, and keys beside which it is not taken.
+OWN_DATA = "dsdm_plus/auto"
+SAYS_HOW = {"method", "factor", "parameterisation", "fidelity"}
+
 
 def add_parser(verbs: Any) -> None:
     parser = shared.add_verb(verbs, "distill", run, "distil a data set into a run folder", takes_keys=True)
@@ -37,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
     from ..run.study import Cell, Study
 
     if options.dry_run:
-        recipe = shared.recipe_of(options)
+        recipe = asked(options)
         cell = Cell(options.out.name if options.out else recipe.method_name, recipe.method_name, recipe)
         shared.show_estimates(options, Study((cell,)), options.out.parent if options.out else None)
         return
@@ -69,4 +73,18 @@ def _recipe(options: argparse.Namespace, store: RunStore) -> Recipe:
 
     if options.resume and (store.config.exists() or isinstance(options.resume, str)):
         return resolve(read_asked_recipe(store).to_dict(), merge(*shared.layers_of(options)))
-    return shared.recipe_of(options)
+    return asked(options)
+
+
+def asked(options: argparse.Namespace) -> Recipe:
+    """The recipe; for data of one's own that of data never tuned on, where nothing is said of how to distil them."""
+    from ..data import DATASETS
+    from ..recipe import merge, read_recipe, resolve
+
+    layers = shared.layers_of(options)
+    said = merge(*layers)
+    own = said.get("data", {}).get("name", "digits") not in DATASETS
+    if own and not options.config and not SAYS_HOW & said.keys():
+        shared.reporter_of(options).say(f"taking the recipe {OWN_DATA}; another by --config or --method")
+        layers = [read_recipe(OWN_DATA), *layers]
+    return resolve(*layers)
