@@ -315,7 +315,8 @@ def settled(recipe: Recipe, store: RunStore) -> Recipe:
     Raises:
         DataError: the search's file is damaged.
     """
-    if recipe.open and not recipe.build_method().steps:  # nothing to try: Random rows have tiles
+    method = recipe.build_method()
+    if recipe.open and not (method.steps and method.uses_factor):  # nothing to try, as for Random rows
         return recipe.by_default()
     record = store.read_json("search/chosen.json") if recipe.open else {}
     if record.get("asked") != recipe.hash():

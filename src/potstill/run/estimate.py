@@ -147,7 +147,7 @@ def timed(cell: Cell, data: LabelledDataset) -> Estimate:
     return Estimate(
         cell.name,
         "new",
-        distill_seconds=seconds + (recipe.budget.search_seconds if cell.recipe.open and method.steps else 0),
+        distill_seconds=seconds + (recipe.budget.search_seconds if cell.recipe.open and method.uses_factor else 0),
         evaluate_seconds=scoring,
         memory_mb=peak_memory_mb(),
         disk_mb=(state_size + (2 + len(recipe.saving.keep)) * size) / 2**20,

@@ -175,7 +175,8 @@ def ways(recipe: Recipe, spec: DatasetSpec) -> dict[str, Recipe]:
         if channels == 3 and luma >= SMALLEST_TILE:
             found[f"half_chroma{luma}"] = _stored(recipe, f"half_chroma:luma={luma},chroma={luma // 2}")
         if channels in (1, 3) and luma >= SMALLEST_TILE:
-            found[f"dct{luma**2}"] = _stored(recipe, f"dct:luma={luma**2},chroma={luma**2 // 4}")
+            chroma = luma**2 // 4 if channels == 3 else 0
+            found[f"dct{luma**2}"] = _stored(recipe, f"dct:luma={luma**2},chroma={chroma}")
     return found
 
 
