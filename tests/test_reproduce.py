@@ -140,6 +140,15 @@ def test_the_published_schedule_is_the_papers_and_the_short_one_says_what_it_is(
     assert "Set over it: method.steps=7" in paper.describe_schedule("short", [{"method.steps": 7}])
 
 
+def test_keys_of_one_method_leave_the_others_alone() -> None:
+    over = [{"methods.dm.steps": 7}, {"ipc": 3}]
+    found = {cell.label: cell.recipe for cell in read_table("figure8", "short", over).cells}
+    assert found["dm"] and found["dsdm"] and (found["dm"].method.steps, found["dsdm"].method.steps) == (7, 2000)
+    assert found["dm"].ipc == 3
+    with pytest.raises(UsageError, match="unknown method 'alchemy'"):
+        read_table("figure8", "short", [{"methods.alchemy.steps": 7}])
+
+
 def test_tables_that_share_a_set_share_its_run_and_keep_what_any_figure_wants() -> None:
     only = {"cell": ["dsdm"], "ipc": ["10"], "dataset": ["cifar10"], "network": ["convnet"]}
     names = ("table1", "table3", "table4", "figure4", "figure7", "figure8")

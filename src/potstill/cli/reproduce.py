@@ -81,6 +81,8 @@ def run(options: argparse.Namespace) -> None:
         only.setdefault(key, []).append(value)
     tables = [read_table(name, options.schedule, layers) for name in names]
     cells = choose((cell for table in tables for cell in table.cells), only)
+    if all(cell.missing for cell in cells):
+        raise UsageError(f"{cells[0].name}: {cells[0].missing}")
     cells = with_kept_steps(cells, options.schedule, layers)
     given = {"seeds": options.seeds, "reporter": shared.reporter_of(options), "cache": options.cache_dir}
     if options.dry_run:

@@ -179,7 +179,8 @@ def _scored(scores: Iterable[Score], cell: PaperCell, *, exact: bool) -> tuple[S
     """By the cell's network and protocol, for its number of epochs; of runs made otherwise for the largest number."""
     network, protocol, epochs = cell.terms
     found = [score for score in scores if (score.network, score.protocol) == (network, protocol)]
-    wanted = find_protocol(protocol, epochs).epochs if exact else max((score.epochs for score in found), default=0)
+    told = find_protocol(protocol, epochs).epochs if exact else 0  # 0: as many as the set brings
+    wanted = told or max((score.epochs for score in found), default=0)
     return tuple(score for score in found if score.epochs == wanted)
 
 

@@ -129,31 +129,41 @@ def read_table(name: str, schedule: str = "paper", over: Sequence[Layer] = ()) -
     """A table or figure, each cell with its recipe or the reason why there is none.
 
     Args:
-        over: recipe layers over every cell.
+        over: recipe layers over every cell; keys of one method go into a `methods` section.
     Raises:
-        UsageError: an unknown name or schedule, or a key of `over` that is wrong in every cell.
+        UsageError: an unknown name or schedule.
     """
     if schedule not in SCHEDULES:
         raise UsageError(f"schedule={schedule!r}: use one of {', '.join(SCHEDULES)}")
     plan = read_plan(name)
-    cells = tuple(_cell(name, plan, draft, schedule, over) for draft in plan.drafts)
-    if all(cell.recipe is None for cell in cells):
-        raise UsageError(f"{name}: {cells[0].missing}")
-    return PaperTable(name, plan, cells)
+    return PaperTable(name, plan, tuple(_cell(name, plan, draft, schedule, over) for draft in plan.drafts))
 
 
 def _cell(name: str, plan: Plan, draft: Draft, schedule: str, over: Sequence[Layer]) -> PaperCell:
-    named = draft.keys(over=over).get("method") or {}
-    beneath = schedule_layer(schedule, str(named.get("name", "dsdm")), whole=draft.whole)
+    method = str((draft.keys().get("method") or {}).get("name", "dsdm"))
+    beneath, above = schedule_layer(schedule, method, whole=draft.whole), _of_method(over, method)
     notes = tuple(i for i, note in enumerate(plan.notes, start=1) if note.on and note.fits(draft))
-    keys = draft.keys(beneath, over=over)
+    keys = draft.keys(beneath, over=[above])
     try:
         recipe, missing = resolve(keys), ""
     except UsageError as error:
         recipe, missing = None, str(error)
-        if (method := str(named.get("name", "dsdm"))) not in METHODS:
+        if method not in METHODS:
             missing = f"this version of potstill has no method {method}"
     return PaperCell(name, draft, keys, recipe, missing, notes)
+
+
+def _of_method(over: Sequence[Layer], method: str) -> dict[str, Any]:
+    """What is set over every cell, and over it the method's own part of `methods`.
+
+    Raises:
+        UsageError: a part for a method that there is not.
+    """
+    shared = merge(*over)
+    parts = shared.pop("methods", {})
+    for name in parts:
+        _ = METHODS[name]
+    return merge(shared, {"method": parts[method]} if method in parts else {})
 
 
 def schedule_layer(schedule: str, method: str, *, whole: bool = False) -> dict[str, Any]:

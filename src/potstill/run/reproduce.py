@@ -62,7 +62,7 @@ class Ahead:
     """Says after each task how many are done and how long the others will take: as estimated, at the pace so far."""
 
     def __init__(self, estimates: Iterable[Estimate], reporter: Reporter):
-        self._left = [e for e in estimates if e.stands != "finished"]
+        self._left = [e for e in estimates if e.stands != "finished" and not e.stands.startswith("fails")]
         self._reporter, self._count, self._spent = reporter, 0, 0.0
         self._total, self._started = len(self._left), time.perf_counter()
         if self._left:
@@ -198,7 +198,10 @@ def estimates(
     found = [Estimate(name, f"fails: {why}") for name, why in failures.items()]
     for i, group in enumerate(rounds(jobs)):
         study = Study(tuple(cell for _, cell in group))
-        part = estimate(study, data, out=runs, reporter=reporter, cache=cache)
+        try:
+            part = estimate(study, data, out=runs, reporter=reporter, cache=cache)
+        except PotstillError as error:  # of a single cell
+            part = [Estimate(cell.name, f"fails: {reason(error)}") for cell in study.cells]
         found += [replace(e, pool_seconds=0.0, distill_seconds=0.0, disk_mb=0.0) if i else e for e in part]
     found += [_estimate_curve(cell, found) for cell in _with_curve(jobs)]
     return found + [_estimate_whole(item, data, reporter) for item in _whole(cells)]
