@@ -127,6 +127,7 @@ def _timed_or_failed(cell: Cell, data: LabelledDataset, *, alone: bool) -> Estim
 def timed(cell: Cell, data: LabelledDataset) -> Estimate:
     """A cell's distillation and scores; where its recipe is left open, by default, and with the search before it."""
     recipe, method = cell.recipe.by_default(), cell.recipe.build_method()
+    searched = cell.recipe.open and method.steps and method.uses_factor
     runtime = distilling_runtime(recipe, method, data)
     runtime.start()
     forget_peak_memory()
@@ -147,7 +148,7 @@ def timed(cell: Cell, data: LabelledDataset) -> Estimate:
     return Estimate(
         cell.name,
         "new",
-        distill_seconds=seconds + (recipe.budget.search_seconds if cell.recipe.open and method.uses_factor else 0),
+        distill_seconds=seconds + (recipe.budget.search_seconds if searched else 0.0),
         evaluate_seconds=scoring,
         memory_mb=peak_memory_mb(),
         disk_mb=(state_size + (2 + len(recipe.saving.keep)) * size) / 2**20,
