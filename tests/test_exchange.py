@@ -196,6 +196,12 @@ def test_the_earlier_export_is_back_when_the_rename_fails(gray, tmp_path, monkey
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("destination", [".", "..", "/"])
+def test_a_folder_is_no_name_for_a_file(gray, destination):
+    with pytest.raises(UsageError, match=r"is a folder: name a file in it, with suffix \.safetensors"):
+        export(gray, destination, "safetensors")
+
+
 def test_files_get_the_suffix_they_are_known_by(gray, tmp_path):
     for given, form, written in (
         ("export-pt", "pt", "export-pt.pt"),

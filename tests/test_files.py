@@ -239,3 +239,9 @@ def test_data_of_ones_own_need_no_home(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert potstill.load_dataset(tmp_path / "mine.npz").spec.num_classes == 2
     with pytest.raises(DataError, match=r"mnist: .*looked in ~/\.cache/potstill/data"):
         potstill.load_dataset("mnist")
+
+
+@pytest.mark.parametrize("path", ["", "  ", "a\0b"])
+def test_what_is_no_path_is_refused_and_not_taken_for_the_current_folder(path: str) -> None:
+    with pytest.raises(UsageError, match="is no path; name a file or folder"):
+        files.expanded(path)

@@ -28,8 +28,8 @@ def at_least(section: Any, low: float, *names: str, most: float = MOST, of: str 
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, str) or number is None or low <= number <= most:
                 continue
-            bound = f"at most {most:,}" if number > most else f"at least {low:,}"
-            raise UsageError(f"{name}={number}: need {bound}{of and ' ' + of}")
+            bound = f"at most {most:,}" if number > most else f"at least {low:,}{of and ' ' + of}"
+            raise UsageError(f"{name}={number}: need {bound}")
 
 
 def share(section: Any, *names: str) -> None:

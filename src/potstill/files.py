@@ -99,8 +99,10 @@ def expanded(path: str | Path) -> Path:
     """`path` with `~` as the user's home, which a shell leaves as it is behind a `=` and Python everywhere.
 
     Raises:
-        UsageError: there is no such home.
+        UsageError: there is no such home, or it is no path at all: an empty one would be the current folder.
     """
+    if not str(path).strip() or "\0" in str(path):
+        raise UsageError(f"{str(path)!r}: is no path; name a file or folder")
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...errors import UsageError
 from ...registry import Registry
 from ..synthetic import SyntheticSet
 
@@ -30,7 +31,13 @@ class Form:
     suffixes: tuple[str, ...] = ()
 
     def named(self, destination: Path) -> Path:
-        """The destination with the form's suffix, by which `read_set` knows it again."""
+        """The destination with the form's suffix, by which `read_set` knows it again.
+
+        Raises:
+            UsageError: a folder's name where a file's is needed.
+        """
+        if self.suffixes and destination.name in ("", ".."):
+            raise UsageError(f"{destination}: is a folder: name a file in it, with suffix {self.suffixes[0]}")
         if not self.suffixes or destination.suffix in self.suffixes:
             return destination
         return destination.with_name(destination.name + self.suffixes[0])
