@@ -223,10 +223,33 @@ def test_a_term_of_no_weight_is_zero_and_its_absence_changes_the_result(
     assert not torch.equal(with_all.images, without.images)
 
 
+def test_the_covariance_of_channels_is_a_term_of_its_own_weight(toy_colour: LabelledDataset) -> None:
+    """By the formula on maps of 128 x 2 x 2, which one sample of a class is enough for."""
+    alone = {"prototype_weight": 0, "covariance_weight": 0, "history_weight": 0, "channel_covariance_weight": 3.0}
+    problem = problem_of(toy_colour, ipc=1, parameterisation=(1, 1))
+    method = dsdm(**alone, augment="none")
+    state = method.init(problem)
+    after, metrics = method.step(problem, state)
+    weights = problem.require_pool("dsdm").members[int(metrics.notes["network"])]
+    batch = real_batch(problem, weights, Strategy(), 16, 0)
+    synthetic = problem.extractor.embed(weights, problem.decode(state.images), batch.draw)
+    expected = 0.0
+    for pair in zip(batch.features, synthetic, strict=True):
+        real, made = (torch.cov(x.double().reshape(-1, 128, 4).transpose(0, 1).flatten(1)) for x in pair)
+        expected += 3.0 * float((real - made).square().sum()) / 128
+    assert metrics.loss == pytest.approx(expected, rel=1e-4) and metrics.loss > 0
+    assert metrics.terms["channel_covariance"] == pytest.approx(metrics.loss)
+    assert not torch.equal(after.images, state.images)
+    _, (without,) = walk(dsdm(), problem_of(toy_colour), steps=1)
+    assert without["channel_covariance"] == 0
+
+
 def test_the_loss_is_the_sum_of_its_terms(toy_dataset: LabelledDataset) -> None:
-    _, metrics = walk(dsdm(calibration_weight=1.0), problem_of(toy_dataset, seed=SEED_010))
+    keys = {"calibration_weight": 1.0, "channel_covariance_weight": 1.0}
+    _, metrics = walk(dsdm(**keys), problem_of(toy_dataset, seed=SEED_010))
     for record in metrics:
-        terms = (record[name] for name in ("prototype", "covariance", "history", "calibration"))
+        names = ("prototype", "covariance", "history", "calibration", "channel_covariance")
+        terms = (record[name] for name in names)
         assert record["loss"] == pytest.approx(sum(terms), rel=1e-6)
 
 
@@ -546,9 +569,47 @@ def test_descent_with_memory_or_decay_resumes_exactly(keys: dict[str, Any], toy_
     assert not torch.equal(whole.images, walk(dsdm(steps=4), problem_of(toy_dataset))[0].images)
 
 
+@pytest.mark.parametrize(("average", "last"), [(0.5, 3), (0.34, 2), (0.2, 1), (1.0, 6)])
+def test_an_average_is_the_exponential_mean_of_the_last_images(
+    average: float, last: int, toy_dataset: LabelledDataset
+) -> None:
+    """By the weight 2 / (n + 1), as a plain loop over the images of n steps has it."""
+    method, problem = dsdm(steps=6, average=average), problem_of(toy_dataset)
+    state, images = method.init(problem), []
+    for _ in range(6):
+        state, _ = method.step(problem, state)
+        images.append(state.images)
+    mean = images[-last]
+    for later in images[len(images) - last + 1 :]:
+        mean = mean + 2 / (last + 1) * (later - mean)
+    result = method.result(problem, state)
+    torch.testing.assert_close(result.images, mean)
+    assert last == 1 or not torch.equal(result.images, state.images)
+    assert torch.equal(images[-1], walk(dsdm(steps=6), problem)[0].images)  # the steps are those without a mean
+
+
+def test_without_an_average_and_before_its_steps_the_result_is_the_images(toy_dataset: LabelledDataset) -> None:
+    problem = problem_of(toy_dataset)
+    for method, steps in ((dsdm(), 3), (dsdm(steps=6, average=0.5), 3), (dsdm(steps=6, average=0.5), 0)):
+        state, _ = walk(method, problem, steps)
+        assert not len(state.mean) and torch.equal(method.result(problem, state).images, state.images)
+
+
+@pytest.mark.parametrize("done", [1, 3, 4])
+def test_a_resumed_average_is_the_same_to_the_byte(done: int, toy_dataset: LabelledDataset) -> None:
+    method, problem = dsdm(steps=5, average=0.6), problem_of(toy_dataset)
+    whole = method.result(problem, walk(method, problem)[0])
+    state, _ = walk(method, problem, done)
+    state = DSDMState.from_tensors(state.to_tensors(), "cpu")
+    for _ in range(5 - done):
+        state, _ = method.step(problem, state)
+    assert method.result(problem, state).to_bytes() == whole.to_bytes()
+
+
 @pytest.mark.parametrize(
     ("keys", "complaint"),
     [
+        ({"average": 1.5}, "average=1.5: need a share from 0 to 1"),
         ({"clamp": "later"}, "clamp='later': use one of after, before, never"),
         ({"history_scope": "all"}, "history_scope='all': use one of per_network, shared"),
         ({"history_first": "one"}, "history_first='one': use one of zero, prototype"),

@@ -249,3 +249,14 @@ def test_recomputing_keeps_no_maps_between_the_passes(toy_colour, monkeypatch) -
 
     assert numbers_saved(5) < 0.1 * numbers_saved(100)
     assert numbers_saved(59) == numbers_saved(5)  # eager code keeps five times as much a sample
+
+
+@pytest.mark.parametrize(
+    ("network", "channels"), [("convnet", 128), ("resnet10", 256), ("mlp", 128), ("lenet", 84), ("vgg11", 512)]
+)
+def test_channels_are_those_of_the_map_that_features_are(
+    network: str, channels: int, toy_colour: LabelledDataset
+) -> None:
+    spec = replace(toy_colour.spec, shape=(3, 32, 32))
+    extractor = Extractor(build_network(network, spec, 0), spec, Runtime())
+    assert extractor.channels == channels and extractor.network.feature_width % channels == 0

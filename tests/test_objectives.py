@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 
 from potstill.errors import UsageError
-from potstill.matching.features import calibrate, integrate_history, match_covariances, match_history, match_prototypes
+from potstill.matching.features import (
+    calibrate,
+    integrate_history,
+    match_channel_covariances,
+    match_covariances,
+    match_history,
+    match_prototypes,
+)
 from potstill.matching.statistics import prototypes
 
 REAL = torch.tensor([[[1, 0], [3, 4]], [[0, 0], [2, 2]]], dtype=torch.float64)
@@ -166,3 +173,34 @@ def test_calibration_by_hand() -> None:
     assert calibrate(torch.zeros(2, 2, 2, dtype=torch.float64), torch.tensor([0, 1])).item() == pytest.approx(
         2 * 0.6931471805599453
     )
+
+
+def test_channel_covariance_by_hand() -> None:
+    """One class, one sample of 2 channels x 2 positions: real (1,3 | 0,4), synthetic (0,2 | 1,1).
+
+    Observations (1,0) (3,4) and (0,1) (2,1): covariances [[2,4],[4,8]] and [[2,0],[0,0]], 0 + 16 + 16 + 64 over C = 2.
+    """
+    real = torch.tensor([[[1, 3, 0, 4]]], dtype=torch.float64)
+    synthetic = torch.tensor([[[0, 2, 1, 1]]], dtype=torch.float64)
+    assert match_channel_covariances(real, synthetic, 2).item() == pytest.approx(48, abs=1e-12)
+    with pytest.raises(UsageError, match="need at least 2"):
+        match_channel_covariances(real, synthetic, 4)
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_channel_covariance_equals_torch_cov_over_samples_and_positions(ddof: int) -> None:
+    real, synthetic = features((3, 7, 5 * 4), 1), features((3, 2, 5 * 4), 2)
+    expected = 0.0
+    for c in range(3):
+        r, s = (x[c].reshape(-1, 5, 2, 2).permute(1, 0, 2, 3).reshape(5, -1) for x in (real, synthetic))
+        expected += float((torch.cov(r, correction=ddof) - torch.cov(s, correction=ddof)).square().sum()) / 5
+    assert match_channel_covariances(real, synthetic, 5, ddof=ddof).item() == pytest.approx(expected, rel=1e-12)
+    alone = match_channel_covariances(real, synthetic, 20, ddof=ddof)  # no positions: the paper's term
+    assert torch.equal(alone, match_covariances(real, synthetic, ddof=ddof))
+
+
+def test_channel_covariance_has_a_gradient_in_every_position() -> None:
+    real, synthetic = features((2, 6, 3 * 4), 1), features((2, 3, 3 * 4), 2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: match_channel_covariances(real, s, 3), synthetic)
+    (gradient,) = torch.autograd.grad(match_channel_covariances(real, synthetic, 3), synthetic)
+    assert (gradient != 0).all()

@@ -7,7 +7,7 @@ chunk of samples at a time, while the chunk's maps are still near the core.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class Extractor:
         self.network = network.requires_grad_(False).eval().to(runtime.device)
         self.runtime = runtime
         self.view = View(spec, runtime.device)
+        self.shape = spec.shape
         self._present: Weights | None = None
         self._embed_chunk = runtime.compiled(self._embed_one_chunk)
 
@@ -61,6 +62,14 @@ class Extractor:
         """Logits `(..., num_classes)` of features `(..., D)` by the network's own classifier."""
         self._use(weights)
         return self.network.classifier(features)
+
+    @cached_property
+    def channels(self) -> int:
+        """Of the map that features are, flattened; where they are no map, each feature is a channel of its own."""
+        with torch.no_grad():
+            last = self.network.maps(torch.zeros(1, *self.shape, device=self.runtime.device))[-1].after
+        width = self.network.feature_width
+        return last.shape[1] if last[0].numel() == width else width
 
     def _use(self, weights: Weights) -> None:
         if weights is not self._present:

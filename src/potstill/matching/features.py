@@ -50,6 +50,28 @@ def match_covariances(real: Tensor, synthetic: Tensor, *, ddof: int = 1, known: 
     return covariance_distance(real, synthetic, ddof, known).sum() / real.shape[2]
 
 
+def match_channel_covariances(real: Tensor, synthetic: Tensor, channels: int, *, ddof: int = 1) -> Tensor:
+    """Squared distance between the covariances of a class's channels, per channel, summed over classes.
+
+    Not in the paper: the idea of IID (CVPR 2024). Every position of every sample's last map counts as one observation
+    of `channels` numbers, so the C x C covariance has full rank where that of all features has that of the batch.
+
+    Args:
+        real: `(K, N, D)`, constant; D = C x P, the channels of a map of P positions, flattened.
+        synthetic: `(K, M, D)`, carries the gradient.
+        channels: C; D where features have no positions, which leaves `match_covariances`.
+        ddof: the divisor is the count of observations less this.
+    Raises:
+        UsageError: fewer than two observations on either side.
+    """
+    return match_covariances(observations(real, channels), observations(synthetic, channels), ddof=ddof)
+
+
+def observations(features: Tensor, channels: int) -> Tensor:
+    """Features `(K, N, C x P)` as `(K, N x P, C)`: a row for each position of each sample."""
+    return features.unflatten(2, (channels, -1)).transpose(2, 3).flatten(1, 2)
+
+
 def match_history(synthetic: Tensor, historical: Tensor, *, divide: bool = False) -> Tensor:
     """Squared distance of synthetic prototypes to their history, summed over classes: DSDM Eq. (6).
 

@@ -6,7 +6,7 @@ Points where the paper and the authors' code differ are keys of the config; the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -17,8 +17,9 @@ from ..errors import UsageError
 from ..learning.augment import Strategy, strategy_for
 from ..learning.optim import Descent
 from ..learning.pool import Pool
-from ..matching.features import calibrate, match_covariances, match_prototypes
+from ..matching.features import calibrate, match_channel_covariances, match_covariances, match_prototypes
 from ..matching.statistics import spread
+from ..sets.synthetic import SyntheticSet
 from .base import METHODS, Method
 from .history import History
 from .problem import Problem
@@ -37,9 +38,13 @@ class DSDMConfig:
         optimizer: of the images: "sgd", "adam" or "adamw".
         momentum: of "sgd".
         decay: of the rate: "none", or "linear" to zero after all steps.
+        average: share of all steps, the last ones, over which the result is an exponential mean of the images; 0 for
+            the images of the last step.
         prototype_weight: of the term of Eq. (3), 1 in Eq. (9); 0 drops it, as every weight.
         covariance_weight: lambda_1 of Eq. (9).
         history_weight: lambda_2 of Eq. (9).
+        channel_covariance_weight: of the term that matches the covariance of the last map's channels, over samples and
+            positions together; 0 is the paper.
         calibration_weight: weight of the classifier's cross-entropy; 0 is the paper.
         covariance_ddof: covariance divisor is the sample count less this: 0 paper, 1 authors' code.
         history_scope: "per_network" keeps prototypes for each pool member, "shared" one set for all.
@@ -67,9 +72,11 @@ class DSDMConfig:
     optimizer: str = "sgd"
     momentum: float = 0.0
     decay: str = "none"
+    average: float = 0.0
     prototype_weight: float = 1.0
     covariance_weight: float = 50.0
     history_weight: float = 0.2
+    channel_covariance_weight: float = 0.0
     calibration_weight: float = 0.0
     covariance_ddof: int = 1
     history_scope: str = "per_network"
@@ -96,8 +103,9 @@ class DSDMConfig:
         at_least(self, 1, "steps", "synthetic_batch", "bank_draws")
         at_least(self, 2, "real_batch")
         at_least(self, 0, "history_start")
-        at_least(self, 0, "prototype_weight", "covariance_weight", "history_weight", "calibration_weight")
-        share(self, "history_smoothing")
+        at_least(self, 0, "prototype_weight", "covariance_weight", "history_weight")
+        at_least(self, 0, "channel_covariance_weight", "calibration_weight")
+        share(self, "history_smoothing", "average")
         if self.covariance_ddof not in (0, 1):
             raise UsageError(f"covariance_ddof={self.covariance_ddof}: use 0 (divide by n) or 1 (by n - 1)")
         if not 0 < self.bank_gigabytes <= 100_000:
@@ -113,23 +121,26 @@ class DSDMState(State):
     Attributes:
         memory: `(0..2, K, IPC, C, H, W)`, see `Descent.init`.
         history, updates: see `history.History`.
+        mean: of the images of the last steps; without numbers before them.
     """
 
     memory: Tensor
     history: Tensor
     updates: Tensor
+    mean: Tensor
 
 
 class Terms(NamedTuple):
-    """The weighted terms of Eq. (9), plus calibration."""
+    """The weighted terms of Eq. (9), plus calibration and the channels' covariance."""
 
     prototype: Tensor
     covariance: Tensor
     history: Tensor
     calibration: Tensor
+    channel_covariance: Tensor
 
     def total(self) -> Tensor:
-        return self.prototype + self.covariance + self.history + self.calibration
+        return self.prototype + self.covariance + self.history + self.calibration + self.channel_covariance
 
 
 @METHODS.register("dsdm")
@@ -158,6 +169,7 @@ class DSDM(Method[DSDMState]):
             memory=self._descent(problem).init(images),
             history=history.prototypes,
             updates=history.updates,
+            mean=images.new_empty(0),
         )
 
     def step(self, problem: Problem, state: DSDMState) -> tuple[DSDMState, Metrics]:
@@ -173,8 +185,17 @@ class DSDM(Method[DSDMState]):
         images, memory = self._descent(problem)(pixels.detach(), gradient, state.memory, state.step)
         images = self._clamp(problem, images, "after")
         history = self._remembered(problem, history, member, images, synthetic.detach(), state.step)
-        after = state.advanced(images=images, memory=memory, history=history.prototypes, updates=history.updates)
+        after = state.advanced(
+            images=images,
+            memory=memory,
+            history=history.prototypes,
+            updates=history.updates,
+            mean=self._averaged(state.mean, images, state.step),
+        )
         return after, _metrics(terms, real, synthetic.detach(), member, self.config.covariance_ddof)
+
+    def result(self, problem: Problem, state: DSDMState) -> SyntheticSet:
+        return super().result(problem, replace(state, images=state.mean) if len(state.mean) else state)
 
     def passes(self, problem: Problem) -> int:
         pool, c = problem.require_pool(self.name), self.config
@@ -198,7 +219,7 @@ class DSDM(Method[DSDMState]):
         self, problem: Problem, real: RealBatch, synthetic: Tensor, history: History, member: int, step: int
     ) -> Terms:
         c, zero = self.config, synthetic.new_zeros(())
-        prototype = covariance = remembered = calibration = zero
+        prototype = covariance = remembered = calibration = channels = zero
         # The history first: the order of the terms is the order in which their gradients are summed, to the last bit.
         if c.history_weight and step >= c.history_start:
             remembered = history.term(self._slot(member), synthetic, first=c.history_first, divide=c.history_divide)
@@ -212,7 +233,11 @@ class DSDM(Method[DSDMState]):
             labels = torch.tensor(problem.classes, device=synthetic.device)
             logits = problem.extractor.classify(problem.require_pool(self.name).members[member], synthetic)
             calibration = c.calibration_weight * calibrate(logits, labels)
-        return Terms(prototype, covariance, remembered, calibration)
+        if c.channel_covariance_weight:
+            count = problem.extractor.channels
+            distance = match_channel_covariances(real.features, synthetic, count, ddof=c.covariance_ddof)
+            channels = c.channel_covariance_weight * distance
+        return Terms(prototype, covariance, remembered, calibration, channels)
 
     def _remembered(
         self, problem: Problem, history: History, member: int, images: Tensor, synthetic: Tensor, step: int
@@ -228,6 +253,13 @@ class DSDM(Method[DSDMState]):
             with torch.no_grad():
                 synthetic = problem.extractor.embed(weights, self._samples(problem, images, -1 - step), draw)
         return history.updated(self._slot(member), synthetic, first=c.history_first, smoothing=c.history_smoothing)
+
+    def _averaged(self, mean: Tensor, images: Tensor, step: int) -> Tensor:
+        """The exponential mean after step `step`, by the usual weight for a span of n steps: 2 / (n + 1)."""
+        span = round(self.config.average * self.config.steps)
+        if step < self.config.steps - span:
+            return mean
+        return torch.lerp(mean, images, 2 / (span + 1)) if len(mean) else images
 
     def _slot(self, member: int) -> int:
         return member if self.config.history_scope == "per_network" else 0
