@@ -1,6 +1,7 @@
 """Peak memory of one DSDM step at CIFAR-100's shape, IPC 50, factor 2: 20,000 decoded samples, on generated pixels.
 
 python benchmarks/memory.py --out results/speed/memory.json
+python benchmarks/memory.py --eager --steps 1 --out results/speed/memory_eager.json
 """
 
 import argparse
@@ -24,9 +25,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--ipc", type=int, default=50)
+    parser.add_argument("--eager", action="store_true", help="as without a C++ compiler: not compiled, in fp32")
+    parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    runtime = Runtime.resolve(passes=10**9)
+    mode = {"compile": False, "precision": "fp32"} if options.eager else {}
+    runtime = Runtime.resolve(passes=10**9, **mode)
     runtime.start()
     images = torch.randint(256, (options.classes * 500, 3, 32, 32), dtype=torch.uint8)
     names = tuple(str(c) for c in range(options.classes))
@@ -41,10 +45,10 @@ def main() -> None:
         init=Init(kind="noise"),
     )
     before = peak_memory_mb()
-    method = DSDM(DSDMConfig(steps=2))
+    method = DSDM(DSDMConfig(steps=options.steps))
     state = method.init(problem)
     seconds = []
-    for _ in range(2):
+    for _ in range(options.steps):
         started = time.perf_counter()
         state, metrics = method.step(problem, state)
         seconds.append(round(time.perf_counter() - started, 1))

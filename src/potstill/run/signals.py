@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from ..errors import Interrupted
@@ -32,6 +32,7 @@ def stop_requests(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
         if asked:  # a second one does not wait
             raise Interrupted("interrupted twice: stopped at once, the last snapshot stays")
         asked.append(number)
+        alarms.enter_context(_handlers(give_up, _ALARMS))  # until now an alarm is the caller's own
         say("interrupted: one moment, the step is finished or given up; once more to stop at once")
         _alarm_in(SECONDS_TO_END)
 
@@ -43,11 +44,12 @@ def stop_requests(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
             _alarm_in(0)
         return bool(asked)
 
-    with _handlers(ask), _handlers(give_up, _ALARMS):
+    with ExitStack() as alarms, _handlers(ask):
         try:
             yield stopping
         finally:
-            _alarm_in(0)
+            if asked:
+                _alarm_in(0)
 
 
 @contextmanager

@@ -1,0 +1,43 @@
+"""Signals within a run: whose alarm it is."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from potstill.run.signals import giving_up, stop_requests
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="there are no alarms here")
+
+
+@pytest.fixture
+def heard() -> Iterator[list[int]]:
+    """What an alarm handler of the caller's own was called with."""
+    numbers: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda number, _: numbers.append(number))
+    yield numbers
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_an_alarm_of_the_callers_own_stays_theirs(heard: list[int]) -> None:
+    signal.setitimer(signal.ITIMER_REAL, 60)
+    with stop_requests(print) as stopping, giving_up():
+        signal.raise_signal(signal.SIGALRM)
+        assert not stopping()
+    assert heard == [signal.SIGALRM]
+    assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+
+
+def test_after_a_signal_an_alarm_gives_the_step_up_and_is_the_callers_again_at_the_end(heard: list[int]) -> None:
+    reached = []
+    with stop_requests(reached.append) as stopping:
+        with giving_up():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGALRM)
+            reached.append("the end of the step")
+        assert stopping() and len(reached) == 1
+    signal.raise_signal(signal.SIGALRM)
+    assert heard == [signal.SIGALRM]
