@@ -217,6 +217,8 @@ def test_exit_2_with_one_line_for_wrong_usage(
         ["compare", "--methods", "random"],
         ["compare", "--methods", ",", "--out", "x"],
         ["compare", "--seeds", "0", "--out", "x"],
+        ["compare", "--factors", "0", "--out", "x"],
+        ["compare", "--factors", "2x", "--out", "x"],
         ["compare", "--full-data", "0", "--out", "x"],
         ["compare", "--budget-minutes", "long", "--out", "x"],
         ["export", "x"],

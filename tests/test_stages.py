@@ -547,6 +547,10 @@ def test_seconds_do_not_go_back_where_a_process_was_killed_between_snapshot_and_
         ({"ipc": 11}, "44 needed"),
         ({"ipc": 1, "factor": [1, 1]}, "no covariance"),
         ({"method": {"name": "herding"}, "ipc": 41}, "41 needed"),
+        (
+            {"method": {"name": "random"}, "ipc": 41, "init.kind": "noise"},
+            "41 needed: lower ipc or factor$",
+        ),
         ({"method": {"name": "herding", "member": 2}}, "networks 0..1; raise pool.members"),
         ({"method.real_statistics": "bank", "method.bank_gigabytes": 1e-6}, "bank_gigabytes=1e-06: one draw for 2"),
     ],

@@ -78,6 +78,7 @@ def test_a_comparison_is_a_study_that_its_own_file_gives_back(tmp_path: Path) ->
         ("cells: {a: {method: random, ipcs: 3}}", "cell 'a': unknown recipe key 'ipcs'"),
         ("cells: {a: 3}", "cell 'a': expected keys and values, found 3"),
         ("cells: {../a: {method: random}}", "that of its folder"),
+        ("cells: {full_data: {method: random}}", "and not full_data"),
         ("cells: {a: {method: random, paper: best}}", "paper='best' of cell 'a'"),
     ],
 )

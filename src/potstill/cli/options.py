@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -220,9 +221,12 @@ def factor(text: str) -> list[int]:
 
 def factors(text: str) -> list[list[int]]:
     """`1,2` or `2,3x1`: square ones, or rows x columns."""
-    pairs = [word.split("x") for word in text.split(",") if word]
-    if not pairs or any(len(pair) > 2 or not all(map(str.isdigit, pair)) for pair in pairs):
-        raise argparse.ArgumentTypeError(f"{text!r}: factors separated by commas, each a number or ROWSxCOLUMNS")
+    words = [word for word in text.split(",") if word]
+    if not words or not all(re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3})?", word, re.ASCII) for word in words):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: factors separated by commas, each a number or ROWSxCOLUMNS, from 1 on"
+        )
+    pairs = [word.split("x") for word in words]
     return [[int(pair[0]), int(pair[-1])] for pair in pairs]
 
 

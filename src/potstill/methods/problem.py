@@ -133,7 +133,14 @@ class Problem:
         return self._kept[key]
 
     def initial_images(self, *, kind: str | None = None, whole: bool = False) -> Tensor:
-        """Stored numbers `(K, ...)` on the device, as `init` says, or of another `kind`; `whole` ones are images."""
+        """Stored numbers `(K, ...)` on the device, as `init` says, or of another `kind`; `whole` ones are images.
+
+        Raises:
+            DataError: a class of fewer real images than are needed.
+        """
+        if kind:  # real ones whatever `init` says: to start from noise would be no remedy
+            for cls in self.classes:
+                self.sampler.require(cls, self.ipc if whole else self.samples)
         images = initial_images(
             self.train,
             self.spec,

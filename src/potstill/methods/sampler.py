@@ -38,7 +38,7 @@ class ClassSampler:
         """Raises DataError unless class `cls` has at least `count` images."""
         found = len(self._members[cls])
         if found < count:
-            raise DataError(f"class {self._names[cls]!r} has {found} images, {count} needed")
+            raise DataError(f"class {self._names[cls]!r} has {found} images, {count} needed: lower ipc or factor")
 
     def batch(self, cls: int, step: int, size: int) -> Tensor:
         """Positions `(size,)` of images of class `cls` for `step` >= 0.

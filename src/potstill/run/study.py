@@ -32,7 +32,7 @@ from ..recipe.text import from_yaml, to_yaml
 from ..sets.parameterisations import Factor
 from ..spec import LabelledDataset
 from .distil import read_run_recipe, require_same_data, settled
-from .store import RunStore
+from .store import FULL_DATA, RunStore
 
 #: The file in a study's folder that says what its cells are.
 STUDY = "study.yaml"
@@ -206,8 +206,8 @@ def _drafts(
     keys = _mapping(keys or {}, where)
     label, paper, whole = str(keys.pop("label", name)), keys.pop("paper", None), keys.pop("whole", False)
     vary = _varied(keys.pop("vary"), where) if "vary" in keys else vary
-    if not name or name in (".", "..") or {"/", "\\"} & set(name):
-        raise UsageError(f"{where}: a cell's name is that of its folder, without / and \\")
+    if not name or name in (".", "..", FULL_DATA) or {"/", "\\"} & set(name):
+        raise UsageError(f"{where}: a cell's name is that of its folder, without / and \\, and not {FULL_DATA}")
     if not isinstance(whole, bool):
         raise UsageError(f"{where}: whole={whole!r}: need true or false")
     for places in product(*(range(len(values)) for values in vary.values())):
