@@ -7,9 +7,12 @@ chunk of samples at a time, while the chunk's maps are still near the core.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -27,6 +30,18 @@ KEEP_MAPS_OF = 4096
 #: How many times larger the maps are that eager code keeps (2.2 MB a sample in fp32): one for each operation, where
 #: compiled code fuses them.
 EAGER_MAPS = 5
+
+
+class Levels(NamedTuple):
+    """What a network makes of the samples of each class on its way.
+
+    Attributes:
+        means: class means `(K, C, H, W)` of each block's map before its pooling, and of the last one's after it.
+        features: `(K, N, D)`.
+    """
+
+    means: list[Tensor]
+    features: Tensor
 
 
 class Extractor:
@@ -47,6 +62,7 @@ class Extractor:
         self.shape = spec.shape
         self._present: Weights | None = None
         self._embed_chunk = runtime.compiled(self._embed_one_chunk)
+        self._levels_chunk = runtime.compiled(self._levels_of_one_chunk)
 
     def embed(self, weights: Weights, samples: Tensor, draw: Draw) -> Tensor:
         """Features `(K, N, D)` fp32 of samples `(K, N, C, H, W)`, uint8 or pixels, under one row of `draw` per class.
@@ -57,6 +73,15 @@ class Extractor:
         classes, count = samples.shape[:2]
         with torch.set_grad_enabled(samples.requires_grad and torch.is_grad_enabled()):
             return self._embed(samples.flatten(0, 1), draw.repeat(count)).unflatten(0, (classes, count))
+
+    def levels(self, weights: Weights, samples: Tensor, draw: Draw) -> Levels:
+        """Class means of the maps of every block, and features, of samples as for `embed`; differentiable like it."""
+        self._use(weights)
+        classes, count = samples.shape[:2]
+        share = torch.eye(classes, device=self.runtime.device).repeat_interleave(count, dim=0) / count
+        with torch.set_grad_enabled(samples.requires_grad and torch.is_grad_enabled()):
+            means, features = self._levels(samples.flatten(0, 1), draw.repeat(count), share)
+        return Levels(means, features.unflatten(0, (classes, count)))
 
     def classify(self, weights: Weights, features: Tensor) -> Tensor:
         """Logits `(..., num_classes)` of features `(..., D)` by the network's own classifier."""
@@ -77,15 +102,41 @@ class Extractor:
             self._present = weights
 
     def _embed(self, samples: Tensor, draw: Draw) -> Tensor:
-        device, embed = torch.device(self.runtime.device), self._embed_chunk
-        kept = len(samples) * (1 if self.runtime.compile else EAGER_MAPS)
-        if torch.is_grad_enabled() and kept > KEEP_MAPS_OF:
-            embed = partial(checkpoint, embed, use_reentrant=False)
+        device, embed = torch.device(self.runtime.device), self._sparing(self._embed_chunk, len(samples))
         features = []
         size = self.runtime.chunk_of(len(samples))
         for (x, uniform), filled in chunks(size, samples.to(device), draw.uniform.to(device)):
             features.append(embed(x, draw.operations, uniform)[:filled])
         return torch.cat(features)
+
+    def _levels(self, samples: Tensor, draw: Draw, share: Tensor) -> tuple[list[Tensor], Tensor]:
+        device, look = torch.device(self.runtime.device), self._sparing(self._levels_chunk, len(samples))
+        means, features = list[Tensor](), list[Tensor]()
+        size = self.runtime.chunk_of(len(samples))
+        for (x, uniform, part), filled in chunks(size, samples.to(device), draw.uniform.to(device), share):
+            part = F.pad(part[:filled], (0, 0, 0, size - filled))  # what fills the last chunk up weighs nothing
+            *sums, found = look(x, draw.operations, uniform, part)
+            means = [a + b for a, b in zip(means, sums, strict=True)] if means else sums
+            features.append(found[:filled])
+        return means, torch.cat(features)
+
+    def _sparing(self, look: Callable[..., Any], count: int) -> Callable[..., Any]:
+        """`look`, computed again on the way back where maps of `count` samples are too many to keep."""
+        kept = count * (1 if self.runtime.compile else EAGER_MAPS)
+        return (
+            partial(checkpoint, look, use_reentrant=False) if torch.is_grad_enabled() and kept > KEEP_MAPS_OF else look
+        )
+
+    def _levels_of_one_chunk(
+        self, samples: Tensor, operations: tuple[str, ...], uniform: Tensor, share: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Sums of maps weighted by `share` `(B, K)`, one `(K, C, H, W)` for each level, and features `(B, D)`."""
+        x = self.view(samples, operations, uniform)
+        with self.runtime.autocast():
+            maps = self.network.maps(x)
+            features = self.network.embed_map(maps[-1].after).float()
+        seen = [*(found.before for found in maps), maps[-1].after]
+        return *(torch.einsum("bk,bchw->kchw", share, found.float()) for found in seen), features
 
     def _embed_one_chunk(self, samples: Tensor, operations: tuple[str, ...], uniform: Tensor) -> Tensor:
         x = self.view(samples, operations, uniform)

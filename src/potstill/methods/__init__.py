@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import cafe as _cafe  # noqa: F401
 from . import dc as _dc  # noqa: F401
 from . import dd as _dd  # noqa: F401
 from . import dm as _dm  # noqa: F401

@@ -38,9 +38,13 @@ class Backbone(nn.Module, ABC):
     def maps(self, x: Tensor) -> list[Maps]:
         """Maps of every block, from normalised images `(B, C, H, W)`; `embed` may have a faster way to the last."""
 
-    @abstractmethod
+    def embed_map(self, last: Tensor) -> Tensor:
+        """Features `(B, D)` of what the last block gives on: the way from `maps` to `embed`."""
+        return last.flatten(1)
+
     def embed(self, x: Tensor) -> Tensor:
         """Features `(B, D)` before the classifier: the paper's g(theta_F; x)."""
+        return self.embed_map(self.maps(x)[-1].after)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, K)`."""

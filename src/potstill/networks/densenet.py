@@ -72,8 +72,8 @@ class DenseNet(Backbone):
         last = torch.relu(self.norm(self.blocks[-1](x)))
         return [*found, Maps(last, last)]
 
-    def embed(self, x: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(self.maps(x)[-1].after, 1).flatten(1)
+    def embed_map(self, last: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(last, 1).flatten(1)
 
 
 @NETWORKS.register("densenet121")

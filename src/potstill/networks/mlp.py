@@ -25,9 +25,6 @@ class MLP(Backbone):
             found.append(Maps(x[:, :, None, None], x[:, :, None, None]))
         return found
 
-    def embed(self, x: Tensor) -> Tensor:
-        return self.maps(x)[-1].after.flatten(1)
-
 
 @NETWORKS.register("mlp")
 def mlp(shape: tuple[int, int, int], num_classes: int, *, width: int = 128) -> Backbone:

@@ -47,8 +47,8 @@ class Plain(Backbone):
             found.append(Maps(before, x))
         return found
 
-    def embed(self, x: Tensor) -> Tensor:
-        return self.hidden(self.maps(x)[-1].after.flatten(1))
+    def embed_map(self, last: Tensor) -> Tensor:
+        return self.hidden(last.flatten(1))
 
     def _map_width(self, name: str, shape: tuple[int, int, int]) -> int:
         try:

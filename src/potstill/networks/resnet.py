@@ -63,8 +63,8 @@ class ResNet(Backbone):
     def maps(self, x: Tensor) -> list[Maps]:
         return chain(self.blocks, torch.relu(self.stem_norm(self.stem(x))))[self.depth - 1 :: self.depth]
 
-    def embed(self, x: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(self.maps(x)[-1].after, 1).flatten(1)
+    def embed_map(self, last: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(last, 1).flatten(1)
 
 
 @NETWORKS.register("resnet10")

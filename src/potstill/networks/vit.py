@@ -62,8 +62,8 @@ class ViT(Backbone):
     def maps(self, x: Tensor) -> list[Maps]:
         return chain(self.blocks, self.patches(x) + self.positions)
 
-    def embed(self, x: Tensor) -> Tensor:
-        return self.norm(self.maps(x)[-1].after.flatten(2).transpose(1, 2)).mean(dim=1)
+    def embed_map(self, last: Tensor) -> Tensor:
+        return self.norm(last.flatten(2).transpose(1, 2)).mean(dim=1)
 
 
 @NETWORKS.register("vit")
