@@ -169,7 +169,7 @@ def test_exit_1_for_a_folder_in_use(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ([*DIGITS, "--method", "dsmd", "--out", "x"], "unknown method 'dsmd': known are dc, dm, dsa, dsdm"),
+        ([*DIGITS, "--method", "dsmd", "--out", "x"], "unknown method 'dsmd': known are dc, dd, dm, dsa, dsdm"),
         ([*DIGITS, "--dataset", "cifar12", "--out", "x"], "unknown data set 'cifar12': known are cifar10, cifar100"),
         ([*DIGITS, "--method.step", "3", "--out", "x"], "unknown recipe key 'method.step' of method 'dsdm'"),
         ([*DIGITS, "--method.steps", "few", "--out", "x"], "method.steps='few': need a whole number"),
@@ -184,7 +184,7 @@ def test_exit_1_for_a_folder_in_use(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["distill", "--resume", "nowhere"], "nowhere: no run here"),
         (["compare", "--methods", "random,dm9", "--dataset", "digits", "--out", "x"], "unknown method 'dm9'"),
         (["compare", "--budget-minutes", "-1", "--out", "x"], "budget.minutes=-1: need a number of minutes above 0"),
-        (["list", "methods", "nope"], "unknown method 'nope': known are dc, dm, dsa, dsdm"),
+        (["list", "methods", "nope"], "unknown method 'nope': known are dc, dd, dm, dsa, dsdm"),
         (["list", "networks", "nope"], "unknown network 'nope': known are alexnet, convnet"),
         (["list", "datasets", "nope"], "unknown data set 'nope'"),
         (["list", "recipes", "nope"], "no recipe 'nope'"),
@@ -240,7 +240,7 @@ def test_exit_2_where_the_parser_itself_refuses(words: list[str], capsys: pytest
     [
         ([*DIGITS, "--dataset", "missing.npz", "--out", "x"], "missing.npz: no such file or folder"),
         ([*DIGITS, "--dataset", "cifar10", "--method", "random", "--out", "x"], "cifar10: "),
-        ([*DIGITS, "--method", "random", "--ipc", "500", "--out", "x"], "500 needed for ipc=500"),
+        ([*DIGITS, "--method", "random", "--ipc", "500", "--out", "x"], "500 needed"),
         (["evaluate", "nowhere", "--json"], "nowhere: no such file or folder"),
         (["export", "nowhere", "--to", "folder"], "nowhere: no such file or folder"),
         (["report", "nowhere"], "nowhere: no such folder"),

@@ -92,7 +92,7 @@ def test_a_part_of_methods_serves_its_method_alone_and_goes_over_what_all_share(
 @pytest.mark.parametrize(
     ("parts", "complaint"),
     [
-        ({"dm2": {}}, "unknown method 'dm2': known are dc, dm, dsa, dsdm"),
+        ({"dm2": {}}, "unknown method 'dm2': known are dc, dd, dm, dsa, dsdm"),
         ({"dsdm": 3}, "recipe key 'methods.dsdm': expected a section of keys, found 3"),
         (3, "recipe key 'methods': expected a section of keys, found 3"),
     ],
