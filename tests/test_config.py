@@ -257,7 +257,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"pool.members": 0}, "pool.members=0", "at least 1"),
     ({"pool.network": "resnet99"}, "'resnet99'", "convnet, convnet3"),
     ({"evaluation.network": "resnet99"}, "'resnet99'", "convnet, convnet3"),
-    ({"evaluation.protocol": "fast"}, "'fast'", "dc, dsdm"),
+    ({"evaluation.protocol": "fast"}, "'fast'", "dc, dd"),
     ({"evaluation.nets": 0}, "nets=0", "at least 1"),
     ({"method.name": "dm", "fidelity": "exact"}, "fidelity='exact'", "paper, code, potstill"),
     ({"method.name": "dm", "method.augment": "paint"}, "'paint'", "color"),

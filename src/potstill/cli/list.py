@@ -25,7 +25,8 @@ def run(options: argparse.Namespace) -> None:
         raise UsageError(f"unexpected argument {options.method!r}: see potstill list --help")
     if options.name is None:
         found = names(options.kind)
-        lines = [f"{name:28s}{text}".rstrip() for name, text in found.items()]
+        width = max([26, *map(len, found)]) + 2
+        lines = [f"{name:{width}s}{text}".rstrip() for name, text in found.items()]
         shared.show(options, {options.kind: found}, "\n".join(lines))
     else:
         by_key = options.kind == "keys"
