@@ -390,4 +390,6 @@ def _check_finite(metrics: Metrics, state: State, store: RunStore) -> None:
 
 
 def _terms(metrics: Metrics) -> str:
-    return "  ".join(f"{name} {value:.3g}" for name, value in {"loss": metrics.loss, **metrics.terms}.items())
+    """The loss and its terms, but for those that have no weight."""
+    terms = {name: value for name, value in metrics.terms.items() if value}
+    return "  ".join(f"{name} {value:.3g}" for name, value in {"loss": metrics.loss, **terms}.items())
