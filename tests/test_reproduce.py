@@ -37,7 +37,7 @@ about: Two cells.
 notes:
   - on: {cell: random, ipc: 1}
     text: Not what it seems.
-base: {factor: [1, 1]}
+base: {data.name: digits, factor: [1, 1]}
 vary: {ipc: [1, 2]}
 cells:
   random: {method: random, paper: [14.4±2.0, 26.0]}
@@ -149,6 +149,11 @@ def test_keys_of_one_method_leave_the_others_alone() -> None:
         read_table("figure8", "short", [{"methods.alchemy.steps": 7}])
 
 
+def test_a_value_on_other_data_has_no_difference_to_the_papers() -> None:
+    cells = [read_table("table4", over=over).cells[0] for over in ([], [{"data.name": "digits"}], [{"ipc": 3}])]
+    assert [cell.comparable for cell in cells] == [True, False, False]
+
+
 def test_tables_that_share_a_set_share_its_run_and_keep_what_any_figure_wants() -> None:
     only = {"cell": ["dsdm"], "ipc": ["10"], "dataset": ["cifar10"], "network": ["convnet"]}
     names = ("table1", "table3", "table4", "figure4", "figure7", "figure8")
@@ -251,7 +256,7 @@ def test_what_is_ahead_is_told_at_the_pace_so_far(capsys: pytest.CaptureFixture[
     now[0] += 120
     ahead.tick("a")
     ahead.tick("d")
-    assert capsys.readouterr().err == "=== 1 of 3 tasks done after 2 min, about 4 min left\n"
+    assert capsys.readouterr().err == "=== 1 of 3 tasks done after 2 min, about 3 min left\n"
 
 
 # --- a whole run

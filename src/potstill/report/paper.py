@@ -37,9 +37,9 @@ class Entry:
 
     @property
     def difference(self) -> float | None:
-        """Ours less the paper's, in points."""
+        """Ours less the paper's, in points; None where other data or another IPC were set over the cell."""
         paper, scores = self.cell.draft.paper, self.scores
-        return None if paper is None or scores is None else 100 * scores.mean - paper
+        return None if paper is None or scores is None or not self.cell.comparable else 100 * scores.mean - paper
 
     @property
     def of_schedule(self) -> bool:

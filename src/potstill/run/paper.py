@@ -74,6 +74,12 @@ class PaperCell:
         }
 
     @property
+    def comparable(self) -> bool:
+        """Whether it is still of the published value's data and IPC: keys may have been set over them."""
+        own, used = ((keys.get("data", {}).get("name"), keys.get("ipc")) for keys in (self.draft.keys(), self.keys))
+        return own == used
+
+    @property
     def stem(self) -> str:
         """The name of its runs up to the seed."""
         if self.recipe is None:

@@ -59,14 +59,19 @@ class Data:
 
 
 class Ahead:
-    """Says after each task how many are done and how long the others will take: as estimated, at the pace so far."""
+    """Says after each task how many are done and how long the others will take: as estimated, at the pace so far.
+
+    The pace counts one average task as taken at the speed of the estimate: the first may have been half done before.
+    """
 
     def __init__(self, estimates: Iterable[Estimate], reporter: Reporter):
         self._left = [e for e in estimates if e.stands != "finished" and not e.stands.startswith("fails")]
         self._reporter, self._count, self._spent = reporter, 0, 0.0
         self._total, self._started = len(self._left), time.perf_counter()
+        seconds = sum(e.seconds for e in self._left)
+        self._usual = seconds / max(1, self._total)
         if self._left:
-            reporter.say(f"=== {self._total} tasks, about {span(sum(e.seconds for e in self._left))}")
+            reporter.say(f"=== {self._total} tasks, about {span(seconds)}")
 
     def tick(self, name: str) -> None:
         task = next((e for e in self._left if e.cell == name), None)
@@ -75,7 +80,7 @@ class Ahead:
         self._left.remove(task)
         self._count, self._spent = self._count + 1, self._spent + task.seconds
         took = time.perf_counter() - self._started
-        pace = took / self._spent if self._spent else 1.0
+        pace = (took + self._usual) / (self._spent + self._usual) if self._usual else 1.0
         left = pace * sum(e.seconds for e in self._left)
         self._reporter.say(f"=== {self._count} of {self._total} tasks done after {span(took)}, about {span(left)} left")
 
