@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -167,6 +168,18 @@ def test_the_published_numbers_are_the_defaults_and_impossible_ones_are_refused(
         CAFEConfig(inner_spread=2.0)
     with pytest.raises(UsageError, match="window=0"):
         CAFEConfig(window=0)
+
+
+def test_a_network_without_maps_is_refused_before_the_first_step(toy_dataset: LabelledDataset, tmp_path: Path):
+    source = tmp_path / "own.py"
+    source.write_text(
+        "from torch import nn\n"
+        "def flat(shape, classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, classes))\n"
+    )
+    problem = problem_of(toy_dataset, network=f"{source}:flat")
+    with pytest.raises(UsageError, match="no maps of blocks"):
+        CAFE().check(problem)
 
 
 # --- what the extractor gives

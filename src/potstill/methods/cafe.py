@@ -106,6 +106,11 @@ class CAFE(Method[CAFEState]):
     independent_classes = False
     quick: ClassVar[Mapping[str, Any]] = {"window": 2, "check_batch": 8, "most_inner": 2}
 
+    def check(self, problem: Problem) -> None:
+        super().check(problem)
+        with torch.no_grad():  # a network of one's own may have no maps
+            problem.extractor.network.maps(torch.zeros(1, *problem.spec.shape, device=problem.runtime.device))
+
     def init(self, problem: Problem) -> CAFEState:
         images = problem.initial_images()
         memory = self._rule.init(images)
