@@ -20,6 +20,9 @@ from potstill.methods import METHODS, Problem
 from potstill.methods.cafe import CAFE, CAFEDSA, CAFEConfig, CAFEDSAConfig
 from potstill.networks import NETWORKS, build_network
 from potstill.seeding import derive
+from potstill.sets.parameterisations import Parameterisation
+from potstill.sets.parameterisations.dct import DCT
+from potstill.sets.parameterisations.half_chroma import HalfChroma
 from potstill.spec import LabelledDataset, normalise, to_pixels
 
 NETWORK = "convnet:width=16"
@@ -180,6 +183,16 @@ def test_a_network_without_maps_is_refused_before_the_first_step(toy_dataset: La
     problem = problem_of(toy_dataset, network=f"{source}:flat")
     with pytest.raises(UsageError, match="no maps of blocks"):
         CAFE().check(problem)
+
+
+@pytest.mark.parametrize("way", [DCT(luma=128, chroma=32), HalfChroma(luma=8)], ids=lambda way: way.name)
+def test_a_step_moves_what_else_is_stored(way: Parameterisation, toy_colour: LabelledDataset):
+    problem = problem_of(toy_colour, ipc=1, parameterisation=way.for_data(toy_colour.train, toy_colour.spec))
+    method = CAFE(CAFEConfig(steps=2, real_batch=8, check_batch=8, window=1, most_inner=1))
+    state = method.init(problem)
+    after, metrics = method.step(problem, state)
+    assert ((after.images - state.images) != 0).any(dim=2).all()
+    assert method.step(problem, after)[1].loss < metrics.loss
 
 
 # --- what the extractor gives

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,9 @@ from potstill.methods import Problem
 from potstill.methods.idc import IDC, IDCConfig
 from potstill.networks import build_network
 from potstill.seeding import derive
+from potstill.sets.parameterisations import Parameterisation
+from potstill.sets.parameterisations.dct import DCT
+from potstill.sets.parameterisations.half_chroma import HalfChroma
 from potstill.spec import LabelledDataset, normalise, to_pixels
 
 PUBLISHED = {"squared": torch.square, "absolute": torch.abs}
@@ -141,3 +146,20 @@ def test_the_defaults_are_the_published_lengths_and_impossible_keys_are_refused(
         IDCConfig(distance="cosine")
     with pytest.raises(UsageError, match="steps_per_network=0"):
         IDCConfig(steps_per_network=0)
+
+
+@pytest.mark.parametrize("way", [DCT(luma=128, chroma=32), HalfChroma(luma=8)], ids=lambda way: way.name)
+def test_a_step_moves_what_else_is_stored(way: Parameterisation, toy_colour: LabelledDataset):
+    spec, fitted = toy_colour.spec, way.for_data(toy_colour.train, toy_colour.spec)
+    problem = Problem(spec=spec, train=toy_colour.train, ipc=1, parameterisation=fitted, network="convnet:width=16")
+    method = IDC(IDCConfig(steps=2, real_batch=8, network_images=64))
+    state = method.init(problem)
+    after, _ = method.step(problem, state)
+    assert after.images.isfinite().all() and ((after.images - state.images) != 0).any(dim=2).all()
+
+
+def test_sound_is_neither_augmented_nor_mixed(toy_dataset: LabelledDataset):
+    spec = replace(toy_dataset.spec, modality="sound")
+    problem = Problem(spec=spec, train=toy_dataset.train, ipc=1, network="convnet:width=16")
+    learner = IDC()._learner(problem)
+    assert learner.cutmix == 0 and learner.strategy.operations == ()
