@@ -191,7 +191,7 @@ def describe_schedule(schedule: str, over: Sequence[Layer] = ()) -> str:
     scored = f"{evaluation['epochs']} epochs" if "epochs" in evaluation else "the protocol's own epochs (1500)"
     return (
         f"Schedule {schedule}{'' if schedule == 'paper' else ' (not the published one)'}: pools of {pool['members']} "
-        f"networks x {epochs} epochs; steps {steps}, of other methods their default; scored after {scored} of "
+        f"networks x {epochs} epochs; steps {steps}, of other methods as published; scored after {scored} of "
         f"{evaluation['nets']} networks; whole data {layer['whole']['evaluation']['epochs']} epochs."
         + (f" Set over it: {', '.join(given)}." if given else "")
     )
