@@ -163,6 +163,14 @@ def test_the_best_trial_is_chosen_and_nothing_is_left_open(
     assert "72 held-out training images" in told
 
 
+def test_a_trial_must_be_better_by_more_than_chance(
+    many: LabelledDataset, store: RunStore, said: dict[str, Any]
+) -> None:
+    """A standard error of 72 images is 5.5 points at 70 %."""
+    said |= {"tiles2x2": 0.6, "tiles3x3": 0.66, "tiles1x1": 0.70, "tiles1x1-calibration0.5": 0.99}
+    assert settle(auto(), many, store, QUIET).factor == (3, 3)
+
+
 def test_of_equal_trials_the_recipes_own_is_chosen(
     many: LabelledDataset, store: RunStore, said: dict[str, Any]
 ) -> None:
@@ -281,7 +289,7 @@ def test_another_recipe_is_refused_and_overwrite_searches_anew(
     many: LabelledDataset, store: RunStore, said: dict[str, Any]
 ) -> None:
     settle(auto(), many, store, QUIET)
-    with pytest.raises(UsageError, match="holds a search for another recipe"):
+    with pytest.raises(UsageError, match="holds a search for a recipe with ipc 2, not 3; use another"):
         settle(auto(ipc=3), many, store, QUIET)
     before = len(said["ran"])
     assert settle(auto(ipc=3), many, store, QUIET, overwrite=True).ipc == 3

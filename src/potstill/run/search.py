@@ -7,6 +7,7 @@ which of them are run depends on the machine, what each one gives does not. Kill
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ from .distil import check_recipe, read_asked_recipe, settled
 from .estimate import estimate, timed
 from .progress import Reporter
 from .store import RunStore
-from .study import Cell, Study, claim
+from .study import Cell, Study, claim, difference
 
 #: A share of the training split is held out, at most so many images; fewer than the least tell trials apart by chance.
 HELD_SHARE, MOST_HELD, LEAST_HELD = 0.2, 2_000, 50
@@ -87,10 +88,11 @@ def settle(
 
 
 def _claim(recipe: Recipe, store: RunStore, overwrite: bool) -> None:
+    if store.asked.exists() and (there := read_asked_recipe(store)).hash() != recipe.hash():
+        asked = f"holds a search for a recipe with {difference(there, recipe)}"
+        raise UsageError(f"{store.root}: {asked}; use another --out or --overwrite")
     if store.config.exists() and not overwrite:
         raise UsageError(f"{store.root}: holds a run that no search came before; use another --out or --overwrite")
-    if store.asked.exists() and read_asked_recipe(store).hash() != recipe.hash():
-        raise UsageError(f"{store.root}: holds a search for another recipe; use another --out or --overwrite")
     write_atomically(store.asked, recipe.to_yaml())
 
 
@@ -244,7 +246,7 @@ class Trials:
         return found.seconds
 
     def best(self, variants: Mapping[str, Recipe]) -> tuple[str, Recipe] | None:
-        """The one whose trial scored highest, the first of equals; None where none did."""
+        """The first whose trial came within a standard error of the highest score; None where none scored."""
         for name, variant in variants.items():
             short = _short(variant)
             if name in self.accuracy:
@@ -258,7 +260,9 @@ class Trials:
         scored = {name: accuracy for name in variants if (accuracy := self.accuracy.get(name)) is not None}
         if not scored:
             return None
-        name = max(scored, key=lambda trial: scored[trial])
+        highest = max(scored.values())
+        error = math.sqrt(highest * (1 - highest) / len(self.data.test))
+        name = next(trial for trial, accuracy in scored.items() if accuracy >= highest - error)
         return name, variants[name]
 
     def _run(self, cell: Cell) -> None:

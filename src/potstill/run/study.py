@@ -309,7 +309,7 @@ def claim(study: Study, folder: Path, *, overwrite: bool = False) -> None:
             asked = settled(cell.recipe, store)
             if there.hash() != asked.hash():
                 raise UsageError(
-                    f"{store.root}: holds a run with {_difference(there, asked)}; give this one a name of its "
+                    f"{store.root}: holds a run with {difference(there, asked)}; give this one a name of its "
                     "own as a cell of a study, use another --out, or --overwrite"
                 )
     _refuse_other_data(study, folder)
@@ -385,7 +385,7 @@ def _word(key: str, value: Any) -> str:
     return key.rpartition(".")[2] + "".join(c if c.isalnum() or c in "._+-" else "_" for c in text)
 
 
-def _difference(there: Recipe, here: Recipe) -> str:
+def difference(there: Recipe, here: Recipe) -> str:
     """One key that tells two recipes apart: `method.momentum 0.5, not 0.9`."""
     old, new = dict(flat(there.to_dict())), dict(flat(here.to_dict()))
     unscored = ("evaluation", "saving", "budget", "runtime", "fidelity")
