@@ -251,6 +251,26 @@ def test_recomputing_keeps_no_maps_between_the_passes(toy_colour, monkeypatch) -
     assert numbers_saved(59) == numbers_saved(5)  # eager code keeps five times as much a sample
 
 
+@pytest.mark.parametrize("gradient", [False, True])
+def test_many_eager_samples_hand_the_memory_of_former_chunks_back(gradient: bool, toy_colour, monkeypatch) -> None:
+    """Kept, it grew with the samples: 3.8 GB for 3200 where 1.2 are needed."""
+    spec, returned = toy_colour.spec, list[int]()
+    monkeypatch.setattr(module, "return_freed_memory", lambda: returned.append(1))
+    extractor = Extractor(build_network("convnet", spec, 0), spec, Runtime(chunk=4))
+    drawn = draw(Strategy.parse("color"), 12, torch.Generator().manual_seed(0))
+
+    def times_returned(limit: int) -> int:
+        monkeypatch.setattr(module, "KEEP_MAPS_OF", limit)
+        returned.clear()
+        features = embed(extractor, to_pixels(toy_colour.train.images[:12]).requires_grad_(gradient), drawn)
+        if gradient:
+            features.sum().backward()
+        return len(returned)
+
+    assert times_returned(5 * 12) == 0
+    assert times_returned(5) == (6 if gradient else 3)  # for each chunk, and again on the way back
+
+
 @pytest.mark.parametrize(
     ("network", "channels"), [("convnet", 128), ("resnet10", 256), ("mlp", 128), ("lenet", 84), ("vgg11", 512)]
 )

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..machine.allocator import return_freed_memory
 from ..machine.chunks import chunks
 from ..machine.runtime import Runtime
 from ..networks import Backbone
@@ -122,10 +123,11 @@ class Extractor:
 
     def _sparing(self, look: Callable[..., Any], count: int) -> Callable[..., Any]:
         """`look`, computed again on the way back where maps of `count` samples are too many to keep."""
-        kept = count * (1 if self.runtime.compile else EAGER_MAPS)
-        return (
-            partial(checkpoint, look, use_reentrant=False) if torch.is_grad_enabled() and kept > KEEP_MAPS_OF else look
-        )
+        if count * (1 if self.runtime.compile else EAGER_MAPS) <= KEEP_MAPS_OF:
+            return look
+        if not self.runtime.compile:
+            look = _in_returned_memory(look)
+        return partial(checkpoint, look, use_reentrant=False) if torch.is_grad_enabled() else look
 
     def _levels_of_one_chunk(
         self, samples: Tensor, operations: tuple[str, ...], uniform: Tensor, share: Tensor
@@ -142,3 +144,14 @@ class Extractor:
         x = self.view(samples, operations, uniform)
         with self.runtime.autocast():
             return self.network.embed(x).float()
+
+
+def _in_returned_memory(look: Callable[..., Any]) -> Callable[..., Any]:
+    """`look`, after the maps of former chunks were handed back: of many sizes and cut up by the features that stay, the
+    room that the C library keeps of them would grow from chunk to chunk."""
+
+    def looks(*given: Any) -> Any:
+        return_freed_memory()
+        return look(*given)
+
+    return looks
