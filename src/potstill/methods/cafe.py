@@ -7,7 +7,7 @@ much its accuracy on real images still changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -212,6 +212,5 @@ class CAFEDSA(CAFE):
     Config = CAFEDSAConfig
 
 
-def _spread(accuracies: Sequence[float] | Tensor) -> float:
-    values = torch.as_tensor(accuracies)
-    return float(values.max() - values.min())
+def _spread(accuracies: Tensor) -> float:
+    return float(accuracies.max() - accuracies.min())

@@ -102,12 +102,11 @@ class DD(Method[DDState]):
         trail = unrolled.forward(self._start(problem, state.step), batches, rates.flatten())
         loss, slope = problem.gradients.loss(trail.weights, *self._real(problem, state.step), PLAIN)
         to_batches, to_rates = unrolled.backward(trail, batches, rates.detach().flatten(), slope)
-        steps = torch.autograd.grad(
-            [*(batch.samples for batch in batches), rates], [stored, raw], [*to_batches, to_rates.view_as(rates)]
-        )
+        ends, slopes = [*(batch.samples for batch in batches), rates], [*to_batches, to_rates.view_as(rates)]
+        to_stored, to_raw = torch.autograd.grad(ends, [stored, raw], slopes)
         units, rate = problem.units, self._rate_at(state.step)
-        direction, memory = ADAM.direction(state.images, units * steps[0], state.memory, state.step)
-        turn, rate_memory = ADAM.direction(state.rates, steps[1], state.rate_memory, state.step)
+        direction, memory = ADAM.direction(state.images, units * to_stored, state.memory, state.step)
+        turn, rate_memory = ADAM.direction(state.rates, to_raw, state.rate_memory, state.step)
         after = state.advanced(
             images=state.images - rate * units * direction,
             memory=memory,
