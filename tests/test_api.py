@@ -170,3 +170,35 @@ def test_an_old_module_is_an_attribute_too() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         assert potstill.synthetic.SyntheticSet is potstill.SyntheticSet
+
+
+@pytest.mark.parametrize(
+    ("act", "told"),
+    [
+        (lambda data, made: potstill.load_dataset("digits", holdout="x"), "holdout='x': need a fraction"),
+        (lambda data, made: potstill.load_dataset("digits", seed="x"), "seed='x': need a whole number"),
+        (lambda data, made: potstill.load_dataset("mnist", data_dir=5), "5: is no path"),
+        (lambda data, made: potstill.distill(data, recipe=[1]), "a recipe of type list: give keys, or the name of"),
+        (lambda data, made: potstill.distill(data, method="random", out=5), "5: is no path"),
+        (lambda data, made: potstill.evaluate(made, data), r"cannot evaluate Run: .*run\.synthetic"),
+        (lambda data, made: potstill.evaluate(made.synthetic, data, protocol=5), "protocol of type int"),
+        (lambda data, made: potstill.evaluate(made.synthetic, data, at_once=0), "at_once=0: need auto, or at least 1"),
+        (lambda data, made: potstill.export(made, "x", "pt"), r"cannot export Run: .*run\.synthetic"),
+        (lambda data, made: potstill.read_set(None), "None: is no path"),
+        (lambda data, made: made.synthetic.quantised("x"), "stored bits x: need a whole number"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_in_one_line(act: Any, told: str, toy_dataset: LabelledDataset) -> None:
+    made = potstill.distill(toy_dataset, method="random", ipc=1, recipe=RECIPE)
+    with pytest.raises(potstill.UsageError, match=told):
+        act(toy_dataset, made)
+
+
+def test_a_recipe_may_be_a_file_or_a_shipped_one_whose_data_are_those_that_are_given(
+    toy_dataset: LabelledDataset, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text("ipc: 2\nmethod: random\ndata: {name: cifar10}\n")
+    found = potstill.distill(toy_dataset, recipe=tmp_path / "mine.yaml", seed=3).recipe
+    assert (found.ipc, found.method_name, found.seed, found.data.name) == (2, "random", 3, "toy")
+    shipped = potstill.distill(toy_dataset, recipe="digits_demo", method="random").recipe
+    assert shipped.data.name == "toy"

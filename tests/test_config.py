@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -506,3 +507,9 @@ def test_a_recipe_can_be_a_file_of_ones_own(tmp_path: Path) -> None:
     path.write_text("ipc: 4\nmethod: {steps: 12}\n")
     recipe = resolve(read_recipe(path))
     assert (recipe.ipc, recipe.method.steps) == (4, 12)
+
+
+def test_numbers_of_an_array_are_numbers() -> None:
+    recipe = resolve({"ipc": np.int64(3), "saving": {"minutes": np.float32(0.5)}})
+    assert (type(recipe.ipc), recipe.ipc) == (int, 3)
+    assert (type(recipe.saving.minutes), recipe.saving.minutes) == (float, 0.5)

@@ -101,8 +101,8 @@ def expanded(path: str | Path) -> Path:
     Raises:
         UsageError: there is no such home, or it is no path at all: an empty one would be the current folder.
     """
-    if not str(path).strip() or "\0" in str(path):
-        raise UsageError(f"{str(path)!r}: is no path; name a file or folder")
+    if not isinstance(path, (str, os.PathLike)) or not str(path).strip() or "\0" in str(path):
+        raise UsageError(f"{path!r}: is no path; name a file or folder")
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -61,8 +61,10 @@ def load_dataset(
     """
     if size is not None:
         as_sides(size)
-    if not 0 < holdout < 1:
-        raise UsageError(f"holdout={holdout}: need a fraction between 0 and 1")
+    if not isinstance(holdout, (int, float)) or not 0 < holdout < 1:
+        raise UsageError(f"holdout={holdout!r}: need a fraction between 0 and 1")
+    if not isinstance(seed, int):
+        raise UsageError(f"seed={seed!r}: need a whole number")
     raw = _read(source, expanded(data_dir) if data_dir else default_data_dir(), download, size)
     return finish(raw, normalisation=normalisation, holdout=holdout, size=size, mirror=mirror, seed=seed)
 

@@ -240,6 +240,8 @@ def find_protocol(protocol: str | Protocol, epochs: int | None = None) -> Protoc
         if protocol not in PROTOCOLS:
             raise UsageError(f"unknown protocol {protocol!r}: known are {', '.join(sorted(PROTOCOLS))}")
         protocol = PROTOCOLS[protocol]
+    if not isinstance(protocol, Protocol):
+        raise UsageError(f"protocol of type {type(protocol).__name__}: give a name, or a Protocol of your own")
     if epochs is None:
         return protocol
     if not isinstance(epochs, int) or not 1 <= epochs <= MOST_EPOCHS:

@@ -12,6 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import UsageError
 from .text import from_yaml
 
@@ -71,7 +73,7 @@ def _put(target: dict[str, Any], layer: Layer, above: tuple[str, ...]) -> None:
                 place[key] = {}
             _put(place[key], value, (*above, *path))
         else:
-            place[key] = value
+            place[key] = value.item() if isinstance(value, np.generic) else value  # as loops over arrays have it
 
 
 def read_recipe(source: str | Path) -> dict[str, Any]:
@@ -80,6 +82,10 @@ def read_recipe(source: str | Path) -> dict[str, Any]:
     Raises:
         UsageError: no such file or recipe (the shipped ones are listed), or not a mapping in YAML.
     """
+    if not isinstance(source, (str, Path)):
+        raise UsageError(
+            f"a recipe of type {type(source).__name__}: give keys, or the name of a file or shipped recipe"
+        )
     if os.path.isfile(source):
         return parse_recipe(_text_of(Path(source)), str(source))
     layer = shipped(str(source))

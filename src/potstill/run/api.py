@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..files import expanded
-from ..recipe import Recipe, resolve
+from ..recipe import Recipe, read_recipe, resolve
 from ..sets.synthetic import SyntheticSet
 from ..spec import LabelledDataset
 from .distil import check_kept_steps, distill_run
@@ -47,7 +47,7 @@ def distill(
     overwrite: bool = False,
     quiet: bool = True,
     cache: str | Path | None = None,
-    recipe: Mapping[str, Any] | None = None,
+    recipe: Mapping[str, Any] | str | Path | None = None,
     **method_keys: Any,
 ) -> Run:
     """Distil a data set into `ipc` stored images per class.
@@ -61,7 +61,8 @@ def distill(
             short trials on a hold-out of the training split.
         out: the run's folder; where None, files are temporary and nothing can be resumed.
         cache: folder of the pool cache; the user's cache folder where None.
-        recipe: recipe keys, nested or dotted ("pool.members"), that the arguments go over.
+        recipe: recipe keys, nested or dotted ("pool.members"), that the arguments go over; or a file of them, or the
+            name of a shipped recipe.
         method_keys: keys of the method, e.g. `steps=500`.
     Raises:
         UsageError: an unknown key, a value outside its range, or data that were not loaded.
@@ -77,7 +78,9 @@ def distill(
     given = {"method.name": method, "ipc": ipc, "factor": shape, "parameterisation": parameterisation, "seed": seed}
     keys = {f"method.{key}": value for key, value in method_keys.items()}
     chosen = {key: value for key, value in given.items() if value is not None}
-    resolved = resolve({"data.name": data.spec.name}, recipe or {}, chosen, keys).on(data)
+    named = {"data.name": data.spec.name}  # over that of a file, whose other keys are meant
+    told = (named, recipe or {}) if recipe is None or isinstance(recipe, Mapping) else (read_recipe(recipe), named)
+    resolved = resolve(*told, chosen, keys).on(data)
     check_kept_steps(resolved)
     reporter = Reporter(quiet=quiet)
     cache_folder = expanded(cache) if cache else None

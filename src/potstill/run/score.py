@@ -75,7 +75,7 @@ def evaluate(
         UsageError: data that do not fit the set, an unknown name or an impossible number.
     """
     if not isinstance(synthetic, SyntheticSet):
-        raise UsageError(f"cannot evaluate {type(synthetic).__name__}: give a SyntheticSet, as potstill.read_set reads")
+        raise UsageError(f"cannot evaluate {type(synthetic).__name__}: give a SyntheticSet (of a run: run.synthetic)")
     job = Job(
         synthetic,
         synthetic.spec,

@@ -91,5 +91,5 @@ def quantise(numbers: Tensor, groups: Tensor, bits: int) -> Levels:
 
 
 def _check_bits(bits: int) -> None:
-    if not 1 <= bits <= MOST_BITS:
+    if not isinstance(bits, int) or not 1 <= bits <= MOST_BITS:
         raise UsageError(f"stored bits {bits}: need a whole number of 1 to {MOST_BITS}")

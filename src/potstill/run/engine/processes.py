@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, TypeVar
 
-from ...errors import PotstillError, RunError, out_of_memory, reason
+from ...errors import PotstillError, RunError, UsageError, out_of_memory, reason
 from ...machine.runtime import Runtime
 
 #: Processes start some ten seconds later and, on the processor where least was gained, save 5 to 8 % of the time
@@ -40,9 +40,13 @@ def settle_at_once(asked: int | str, runtime: Runtime, *, passes: int, side: int
 
     Args:
         passes: network passes (images) of the job, `side` their image side.
+    Raises:
+        UsageError: neither "auto" nor a number from 1 on.
     """
     if asked != "auto":
-        return int(asked)
+        if not isinstance(asked, int) or asked < 1:
+            raise UsageError(f"at_once={asked!r}: need auto, or at least 1 network")
+        return asked
     long = passes * side * side >= PROCESSES_PAY_FROM * 32 * 32
     return runtime.threads if runtime.device == "cpu" and long else 1
 

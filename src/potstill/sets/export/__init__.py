@@ -45,6 +45,8 @@ def export(
         MissingExtra: huggingface needs the extra `hub`.
         RunError: the destination cannot be written.
     """
+    if not isinstance(synthetic, SyntheticSet):
+        raise UsageError(f"cannot export {type(synthetic).__name__}: give a SyntheticSet (of a run: run.synthetic)")
     form = EXPORTS[to]
     if synthetic.extras and to != "safetensors":
         raise UsageError(f"{to} cannot hold the set's {', '.join(synthetic.extras)}: export it to safetensors")
