@@ -294,6 +294,8 @@ def test_another_recipe_is_refused_and_overwrite_searches_anew(
     before = len(said["ran"])
     assert settle(auto(ipc=3), many, store, QUIET, overwrite=True).ipc == 3
     assert len(said["ran"]) == 2 * before
+    store.write_config(auto(parameterisation="tiles").on(many).to_yaml())
+    assert settle(auto(ipc=2), many, store, QUIET, overwrite=True).ipc == 2 and not store.config.exists()
     settle(auto(parameterisation="tiles"), many, store, QUIET, overwrite=True)
     assert not store.search.exists()
 

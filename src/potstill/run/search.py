@@ -73,10 +73,11 @@ def settle(
     with store.locked():
         if overwrite:
             shutil.rmtree(store.search, ignore_errors=True)
+            store.clear()
         known = settled(recipe, store)
         if not known.open:
             return known
-        _claim(recipe, store, overwrite)
+        _claim(recipe, store)
         try:
             chosen = _search(recipe, data, store, reporter, cache)
         except Interrupted as error:
@@ -87,11 +88,11 @@ def settle(
     return settled(recipe, store)
 
 
-def _claim(recipe: Recipe, store: RunStore, overwrite: bool) -> None:
+def _claim(recipe: Recipe, store: RunStore) -> None:
     if store.asked.exists() and (there := read_asked_recipe(store)).hash() != recipe.hash():
         asked = f"holds a search for a recipe with {difference(there, recipe)}"
         raise UsageError(f"{store.root}: {asked}; use another --out or --overwrite")
-    if store.config.exists() and not overwrite:
+    if store.config.exists():
         raise UsageError(f"{store.root}: holds a run that no search came before; use another --out or --overwrite")
     write_atomically(store.asked, recipe.to_yaml())
 
