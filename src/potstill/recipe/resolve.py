@@ -137,7 +137,9 @@ def _refuse_unknown(given: Layer, known: Iterable[str], above: str, owner: str) 
             close = get_close_matches(str(key), known, 1)
             meant = f"did you mean {above}{close[0]}? " if close else ""
             listed = ", ".join(sorted(known)) or "none"
-            raise UsageError(f"unknown recipe key {f'{above}{key}'[:80]!r}{owner}: {meant}known are {listed}")
+            have = [name for name in METHODS if key in kinds(METHODS[name].Config)] if owner else []
+            others = f"; {', '.join(have)} have it (in a comparison: methods.{have[0]}.{key})" if have else ""
+            raise UsageError(f"unknown recipe key {f'{above}{key}'[:80]!r}{owner}: {meant}known are {listed}{others}")
 
 
 def _section(value: Any, above: str) -> dict[str, Any]:
