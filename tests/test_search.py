@@ -209,7 +209,10 @@ def test_without_a_budget_steps_stay_and_the_run_has_none(
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"budget__minutes": 2}, "a trial takes about 1.5 min, more than the 1.0 min of the search; a larger --budget"),
+        (
+            {"budget__minutes": 2},
+            "a trial takes about 1.5 min, more than the 1.0 min of the search; for one use --over",
+        ),
         ({"few": 20}, "60 training images are too few to hold some out for a search"),
     ],
 )
@@ -222,6 +225,7 @@ def test_where_no_search_can_be_the_default_is_taken_and_a_line_says_why(
         many = replace(many, train=many.train.subset(chosen))
     settled = settle(auto(**changes), many, store, Reporter())
     assert (settled.parameterisation, settled.factor) == ("tiles", (2, 2)) and not said["ran"]
+    assert settled.method.steps == (2 if settled.budget.minutes is None else 1)  # planned all the same
     assert f"auto: tiles 2 x 2, calibration weight 1 without a search: {why}" in capsys.readouterr().err
 
 

@@ -104,28 +104,26 @@ def _search(
     default, budget = recipe.by_default(), recipe.budget.search_seconds
     held = min(MOST_HELD, int(HELD_SHARE * len(data.train)))
     if data.spec.num_classes < 2:
-        return _default(recipe, "there is one class, so nothing tells trials apart")
+        return _default(recipe, data, "there is one class, so nothing tells trials apart")
     if held < LEAST_HELD:
-        return _default(recipe, f"{len(data.train)} training images are too few to hold some out for a search")
+        few = f"{len(data.train)} training images are too few to hold some out for a search"
+        return _default(recipe, data, few)
     trials = Trials(apart(data, held), store, reporter, cache, budget)
     takes = trials.first_takes(_short(default))
     if takes > budget:
-        return _default(
-            recipe,
-            f"a trial takes about {takes / 60:.1f} min, more than the {budget / 60:.1f} min of the search; "
-            "a larger --budget-minutes allows one",
-        )
+        long = f"a trial takes about {takes / 60:.1f} min, more than the {budget / 60:.1f} min of the search"
+        return _default(recipe, data, f"{long}; for one use --overwrite and a larger --budget-minutes", trials.seconds)
     best = trials.best(ways(default, data.spec))
     best = best and trials.best(weights(*best))
     if best is None:
-        return _default(recipe, "no trial came to an end, see the lines above")
+        return _default(recipe, data, "no trial came to an end, see the lines above", trials.seconds)
     told = f"{_words(best[1])}: best of {len(trials.accuracy)} trials on {held:,} held-out training images"
     return _record(_with_steps(best[1], data, trials.seconds), told, trials.seconds)
 
 
-def _default(recipe: Recipe, why: str) -> dict[str, Any]:
+def _default(recipe: Recipe, data: LabelledDataset, why: str, spent: float = 0.0) -> dict[str, Any]:
     default = recipe.by_default()
-    return _record(default, f"{_words(default)} without a search: {why}", 0.0)
+    return _record(_with_steps(default, data, spent), f"{_words(default)} without a search: {why}", spent)
 
 
 def _record(chosen: Recipe, told: str, seconds: float) -> dict[str, Any]:
