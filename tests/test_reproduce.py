@@ -312,6 +312,17 @@ def test_what_is_interrupted_shows_what_there_is(small: None, call: Call, tmp_pa
     assert "1 of 3 cells are measured" in (tmp_path / "out" / "table4.md").read_text()
 
 
+@pytest.mark.parametrize("where", ["estimate.timed", "estimate.evaluation_seconds", "reproduce.evaluation_seconds"])
+def test_an_interrupted_dry_run_ends_at_once(where: str, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise Interrupted("interrupted")
+
+    monkeypatch.setattr(f"potstill.run.{where}", stop)
+    only = "method=whole" if where.startswith("reproduce") else "method=random,ipc=1"
+    code, told, said = call("table1", "--only", only, "--dry-run", "-q")
+    assert (code, told, said) == (130, "", "potstill: interrupted\n")
+
+
 @pytest.mark.parametrize(
     "small",
     ["vary: {dataset: {a: {data.name: svhn}, b: {data.name: digits}}}\ncells: {random: {method: random, ipc: 1}}"],

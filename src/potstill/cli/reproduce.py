@@ -84,7 +84,11 @@ def run(options: argparse.Namespace) -> None:
     if all(cell.missing for cell in cells):
         raise UsageError(f"{cells[0].name}: {cells[0].missing}")
     cells = with_kept_steps(cells, options.schedule, layers)
-    given = {"seeds": options.seeds, "reporter": shared.reporter_of(options), "cache": options.cache_dir}
+    given: dict[str, Any] = {
+        "seeds": options.seeds,
+        "reporter": shared.reporter_of(options),
+        "cache": options.cache_dir,
+    }
     if options.dry_run:
         shared.print_estimates(options, estimates(cells, load, out=options.out, **given))
         return

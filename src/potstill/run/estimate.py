@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..errors import PotstillError, reason
+from ..errors import Interrupted, PotstillError, reason
 from ..evaluation import Scheduled, TrainingSet, evaluate_once, evaluation_seeds, find_protocol, samples_of
 from ..files import default_cache
 from ..learning.fit import fit
@@ -118,6 +118,8 @@ def _timed_or_failed(cell: Cell, data: LabelledDataset, *, alone: bool) -> Estim
     """One cell that cannot be run is not the end of the others' estimates."""
     try:
         return timed(cell, data)
+    except Interrupted:
+        raise
     except PotstillError as error:
         if alone:
             raise

@@ -50,6 +50,8 @@ class Data:
         if recipe.data not in self._found:
             try:
                 self._found[recipe.data] = self._load(recipe)
+            except Interrupted:
+                raise
             except PotstillError as error:
                 self._found[recipe.data] = error
         found = self._found[recipe.data]
@@ -145,6 +147,8 @@ def _ready(cells: Iterable[PaperCell], data: Data, seeds: int) -> tuple[list[Job
             try:
                 data(item.recipe)
                 jobs += [(item, item.cell(seed)) for seed in range(seeds)]
+            except Interrupted:
+                raise
             except PotstillError as error:
                 failures[item.name] = reason(error)
     return jobs, failures
@@ -205,6 +209,8 @@ def estimates(
         study = Study(tuple(cell for _, cell in group))
         try:
             part = estimate(study, data, out=runs, reporter=reporter, cache=cache)
+        except Interrupted:
+            raise
         except PotstillError as error:  # of a single cell
             part = [Estimate(cell.name, f"fails: {reason(error)}") for cell in study.cells]
         found += [replace(e, pool_seconds=0.0, distill_seconds=0.0, disk_mb=0.0) if i else e for e in part]
@@ -234,5 +240,7 @@ def _estimate_whole(item: PaperCell, data: Data, reporter: Reporter) -> Estimate
         found = data(item.recipe)
         reporter.say(f"timing {item.stem}")
         return Estimate(item.stem, "new", evaluate_seconds=evaluation_seconds(item.recipe, found.train, found))
+    except Interrupted:
+        raise
     except PotstillError as error:
         return Estimate(item.stem, f"fails: {reason(error)}")
