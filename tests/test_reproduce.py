@@ -312,6 +312,15 @@ def test_what_is_interrupted_shows_what_there_is(small: None, call: Call, tmp_pa
     assert "1 of 3 cells are measured" in (tmp_path / "out" / "table4.md").read_text()
 
 
+def test_a_dry_run_knows_that_a_sets_own_steps_have_scored_it(call: Call) -> None:
+    keys = ["--methods.dd.steps", "1", "--methods.dd.inner", "2", "--methods.dd.epochs", "1"]
+    keys += ["--evaluation.epochs", "null"]
+    words = ["table1", "--only", "method=dd", "-q", *keys]
+    assert call(*words)[0] == 0
+    (task,) = json.loads(call(*words, "--dry-run", "--json")[1])["cells"]
+    assert task["stands"] == "finished"
+
+
 @pytest.mark.parametrize("where", ["estimate.timed", "estimate.evaluation_seconds", "reproduce.evaluation_seconds"])
 def test_an_interrupted_dry_run_ends_at_once(where: str, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: Any, **__: Any) -> None:
