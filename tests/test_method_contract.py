@@ -303,7 +303,7 @@ def test_a_run_never_touches_the_test_split(name: str, toy_dataset: LabelledData
         {
             "method": {"name": name, **quick_keys(name)},
             "ipc": 1,
-            "pool": {"members": 2, "epochs": 1, "network": NETWORK},  # trained, so that the pool is under test as well
+            "pool": {"members": 2, "epochs": 1, "snapshots": [0], "network": NETWORK},  # trained: under test as well
             "runtime": {"device": "cpu", "precision": "fp32", "threads": 1, "compile": False},
         }
     )

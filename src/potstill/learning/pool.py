@@ -39,7 +39,11 @@ PAPER = Schedule(epochs=20, batch=256, learning_rate=0.01, augment="color_crop",
 FAST = Schedule(
     epochs=6, batch=128, learning_rate=0.05, nesterov=True, decay="one_cycle", augment="color_crop", cutmix=0.5
 )
-SCHEDULES = {"paper": PAPER, "fast": FAST}
+#: Of the experts of DANCE and TGDD, from their code.
+DANCE = Schedule(
+    epochs=60, batch=64, learning_rate=0.01, decay="steps", decay_at=(2 / 3, 5 / 6), augment="color_crop", cutmix=0.5
+)
+SCHEDULES = {"paper": PAPER, "fast": FAST, "dance": DANCE}
 
 
 #: Keys of a schedule that are younger than the members in people's caches: at these values they change no address.
@@ -76,6 +80,8 @@ class Pool:
         members: weights by parameter name, fp32 on the CPU.
         seconds: what training the runs took from nothing, whenever that was; core_seconds: times its threads.
         digests: the members' content addresses, in the same order.
+        moments: epochs of a training run whose weights are members, in order: members lie run by run. Without any,
+            each member is a run of its own.
     """
 
     network: str
@@ -84,6 +90,7 @@ class Pool:
     seconds: float = 0.0
     core_seconds: float = 0.0
     metadata: Sequence[Mapping[str, str]] = field(default_factory=tuple)
+    moments: Sequence[float] = ()
 
     def __len__(self) -> int:
         return len(self.members)
@@ -91,6 +98,12 @@ class Pool:
     def draw(self, seed: int, step: int) -> int:
         """Index of the member that step `step` uses: uniform, a pure function of (seed, step). Algorithm 1, line 4."""
         return int(torch.randint(len(self), (), generator=generator(seed, "network", step)))
+
+    def draw_run(self, seed: int, step: int) -> range:
+        """Members of the training run that step `step` uses, earliest first: uniform, as `draw`."""
+        each = len(self.moments) or 1
+        run = int(torch.randint(len(self) // each, (), generator=generator(seed, "training run", step)))
+        return range(run * each, (run + 1) * each)
 
 
 def pretrain(
@@ -186,7 +199,9 @@ def read_pool(network: str, runs: Sequence[Sequence[MemberKey]], cache: Path, *,
         seconds += float(facts.get("seconds", 0))
         core_seconds += float(facts.get("seconds", 0)) * int(facts.get("threads", threads))
     weights, metadata = zip(*(member for members in read for member in members), strict=True)
-    return Pool(network, weights, tuple(key.digest() for keys in runs for key in keys), seconds, core_seconds, metadata)
+    digests = tuple(key.digest() for keys in runs for key in keys)
+    moments = tuple(key.epoch for key in runs[0])
+    return Pool(network, weights, digests, seconds, core_seconds, metadata, moments)
 
 
 def untrained(spec: DatasetSpec, *, network: str = "convnet", members: int = 3, seed: int = 0) -> Pool:

@@ -50,7 +50,7 @@ def resolve(*layers: Layer) -> Recipe:
 
 
 def preset(method: str, fidelity: str) -> Layer:
-    """The shipped layer that `fidelity` stands for: `METHOD/as_paper`, `METHOD/as_code`; empty where there is none.
+    """The shipped layer that `fidelity` stands for: `METHOD/as_paper`, `as_code` or `as_potstill`; empty where none is.
 
     Raises:
         UsageError: a word that is no fidelity.

@@ -72,7 +72,7 @@ class PoolConfig:
     Attributes:
         network: their architecture (potstill list networks).
         members: training runs, each from a seed of its own.
-        schedule: "fast" or "paper": how each is trained.
+        schedule: "fast", "paper" or "dance": how each is trained.
         epochs: of each run; null for the schedule's own number.
         snapshots: epochs whose weights become further networks of the pool, from 0 (untrained) and in parts (0.25);
             the last epoch always is one.

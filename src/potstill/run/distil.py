@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import DataError, Interrupted, RunError, UsageError
 from ..evaluation import find_protocol
 from ..files import default_cache
-from ..learning.pool import Pool
+from ..learning.pool import Pool, snapshot_epochs
 from ..machine.runtime import Runtime
 from ..methods import FeatureStore, Method, Metrics, Problem, State
 from ..recipe import Recipe, parse_recipe, read_recipe, resolve
@@ -130,8 +130,11 @@ def distilling_runtime(recipe: Recipe, method: Method[Any], data: LabelledDatase
 
 def _untrained_pool(recipe: Recipe, method: Method[Any]) -> Pool | None:
     """A pool of the right size without any weights, for what is asked before there is one."""
-    networks = recipe.pool.networks
-    return Pool(recipe.pool.network, ({},) * networks, ("",) * networks) if method.needs_pool else None
+    if not method.needs_pool:
+        return None
+    pool, networks = recipe.pool, recipe.pool.networks
+    moments = tuple(snapshot_epochs(pool.training(), pool.snapshots)) if pool.pretrained else ()
+    return Pool(pool.network, ({},) * networks, ("",) * networks, moments=moments)
 
 
 def bare_problem(
