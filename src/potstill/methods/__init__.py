@@ -11,6 +11,7 @@ from . import dsdm as _dsdm  # noqa: F401
 from . import dsdm_plus as _dsdm_plus  # noqa: F401
 from . import herding as _herding  # noqa: F401
 from . import idc as _idc  # noqa: F401
+from . import idm as _idm  # noqa: F401
 from . import kcenter as _kcenter  # noqa: F401
 from . import m3d as _m3d  # noqa: F401
 from . import ncfm as _ncfm  # noqa: F401
