@@ -51,6 +51,7 @@ def add_parser(verbs: Any) -> None:
         help="also train the evaluation networks on the whole training split, for EPOCHS epochs, and show each row's "
         "share of their accuracy (costs nets x EPOCHS passes over the split)",
     )
+    shared.add_engine(parser)
     shared.add_dry_run(parser)
     shared.add_evaluation(parser)
     shared.add_places(parser)
@@ -71,16 +72,18 @@ def run(options: argparse.Namespace) -> None:
     if options.dry_run:
         shared.show_estimates(options, study, options.out)
         return
-    outcomes = run_study(
-        study,
-        load,
-        out=options.out,
-        reporter=shared.reporter_of(options),
-        cache=options.cache_dir,
-        overwrite=options.overwrite,
-        full_data_epochs=options.full_data,
-        curve=options.curve,
-    )
+    with shared.engine_of(options) as engine:
+        outcomes = run_study(
+            study,
+            load,
+            out=options.out,
+            reporter=shared.reporter_of(options),
+            cache=options.cache_dir,
+            overwrite=options.overwrite,
+            full_data_epochs=options.full_data,
+            curve=options.curve,
+            engine=engine,
+        )
     failures = {outcome.folder: outcome.failure for outcome in outcomes if outcome.failure}
     try:
         # A run that another process holds is not ours to write a note into.

@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from ..files import SCHEMA_VERSION, expanded
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
+    from ..run.engine.base import Engine
     from ..run.estimate import Estimate
     from ..run.progress import Reporter
     from ..run.study import Study
@@ -168,6 +170,26 @@ def show(options: argparse.Namespace, record: dict[str, Any], text: str) -> None
 def add_dry_run(parser: argparse.ArgumentParser) -> None:
     text = "say what it would take (time by timing a few steps, memory, disk) and write nothing"
     parser.add_argument("--dry-run", action="store_true", help=text)
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--engine",
+        choices=("serial", "processes", "ray"),
+        metavar="NAME",
+        help="who does pools, sets and networks: serial, processes, or ray (RAY_ADDRESS or a local cluster); "
+        "default: one run after another",
+    )
+    parser.add_argument("--workers", type=count, metavar="N", help="tasks at once (default: one per core or GPU)")
+
+
+def engine_of(options: argparse.Namespace) -> AbstractContextManager[Engine | None]:
+    """What --engine and --workers ask for; None within the block where they ask for nothing."""
+    from ..run.engine.find import find_engine
+
+    if options.engine is None and options.workers:
+        raise UsageError(f"--workers {options.workers} without an engine: add --engine processes or ray")
+    return find_engine(options.engine, options.workers) if options.engine else nullcontext()
 
 
 def show_estimates(options: argparse.Namespace, study: Study, out: Path | None) -> None:

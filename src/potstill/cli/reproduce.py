@@ -53,6 +53,7 @@ def add_parser(verbs: Any) -> None:
         "runs, a results.json",
     )
     parser.add_argument("--collect", action="store_true", help="run nothing: tables and figures of what is stored")
+    shared.add_engine(parser)
     shared.add_dry_run(parser)
     shared.add_evaluation(parser)
     shared.add_places(parser)
@@ -96,7 +97,8 @@ def run(options: argparse.Namespace) -> None:
         _show(options, names, layers, cells, {})
         return
     try:
-        result = reproduce(cells, load, out=options.out, **given)
+        with shared.engine_of(options) as engine:
+            result = reproduce(cells, load, out=options.out, engine=engine, **given)
     except Interrupted:
         _show(options, names, layers, cells, None)
         raise

@@ -172,11 +172,16 @@ def _resolve_precision(precision: str, device: str, small: bool) -> str:
 
 def _resolve_threads(threads: int | str) -> int:
     if threads == "auto":
-        limit = os.environ.get("OMP_NUM_THREADS", "")
-        return int(limit) if limit.isdigit() and int(limit) > 0 else _usable_cores()
+        return usable_threads()
     if not str(threads).isdecimal() or int(threads) < 1:
         raise UsageError(f"threads={threads}: use auto or at least 1")
     return int(threads)
+
+
+def usable_threads() -> int:
+    """What this process may use: OMP_NUM_THREADS where it is set, else its cores."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return int(limit) if limit.isdigit() and int(limit) > 0 else _usable_cores()
 
 
 def _usable_cores() -> int:

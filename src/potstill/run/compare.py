@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation import Scores
+from ..files import default_cache
 from ..networks import build_network
 from ..recipe import Recipe
 from ..sets.parameterisations import Factor
 from ..spec import LabelledDataset
 from .cells import attempt, distil_and_score
 from .distil import check_kept_steps
+from .engine.base import Engine
 from .progress import Reporter
 from .score import evaluate_full_data, evaluate_kept
 from .search import settle
+from .spread import Spread
 from .store import FULL_DATA, RunStore
 from .study import Cell, Study, claim, load_cells, study_of
 
@@ -64,6 +67,7 @@ def run_study(
     full_data_epochs: int | None = None,
     curve: bool = False,
     each: Callable[[Outcome], None] | None = None,
+    engine: Engine | None = None,
 ) -> list[Outcome]:
     """Distil and score every cell; finished work is kept, a failure is an outcome, not the end.
 
@@ -74,6 +78,8 @@ def run_study(
         full_data_epochs: after the cells, train the evaluation networks on the whole training split for so long.
         curve: after that, score the sets that iterative methods kept on the way, for accuracy against cost.
         each: told of every cell as it ends, before its curve.
+        engine: does pools, sets and networks apart, before the cells are gone through; None for cell after cell here.
+            What is searched for, curves, sets in few bits and full data are always done here.
     Raises:
         UsageError: a folder that holds a run of another recipe (before any work is done).
         Interrupted: by a signal; the same call goes on.
@@ -82,11 +88,21 @@ def run_study(
     loaded = load_cells(study, load)
     study = study.on(loaded)
     claim(study, out, overwrite=overwrite)
+    failures: dict[str, str] = {}
+    if engine:
+        for cell in study.cells:
+            if overwrite and not cell.recipe.open:
+                RunStore(out / cell.name).clear()
+        failures = Spread(study, loaded, out, cache or default_cache(), engine, reporter)()
     outcomes = []
     for cell in study.cells:
         reporter.say(f"--- {cell.name}")
         store, data = RunStore(out / cell.name), loaded[cell.name]
-        told = attempt(reporter, _settle_and_score, cell, study.holdout, data, store, reporter, cache, overwrite)
+        if cell.name in failures:
+            told = None, failures[cell.name]
+        else:
+            anew = overwrite and (engine is None or cell.recipe.open)
+            told = attempt(reporter, _settle_and_score, cell, study.holdout, data, store, reporter, cache, anew)
         outcomes.append(Outcome(cell.label, cell.recipe.ipc, cell.recipe.seed, store.root, *told))
         if each:
             each(outcomes[-1])

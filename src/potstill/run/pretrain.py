@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..files import default_cache, require_writable
-from ..learning.pool import Pool, is_cached, member_keys, pretrain, snapshot_epochs, untrained
+from ..learning.pool import MemberKey, Pool, is_cached, member_keys, pretrain, snapshot_epochs, untrained
 from ..machine.runtime import Runtime
 from ..recipe import Recipe
 from ..seeding import derive
@@ -27,11 +27,21 @@ def check_pool_cache(recipe: Recipe, data: LabelledDataset, *, cache: Path | Non
 
 def missing_runs(recipe: Recipe, data: LabelledDataset, folder: Path) -> int:
     """How many of the pool's training runs are not in the cache."""
+    return sum(not is_cached(keys, folder) for keys in run_keys(recipe, data)) if recipe.pool.pretrained else 0
+
+
+def run_keys(recipe: Recipe, data: LabelledDataset) -> list[list[MemberKey]]:
+    """Addresses of the members of each training run of the recipe's pool."""
     config, schedule = recipe.pool, recipe.pool.training()
     epochs = snapshot_epochs(schedule, config.snapshots)
     seeds = [derive(config.seed, "pool", run) for run in range(config.members)]
-    runs = [member_keys(data.spec, config.network, schedule, seed, epochs) for seed in seeds]
-    return sum(not is_cached(keys, folder) for keys in runs) if config.pretrained else 0
+    return [member_keys(data.spec, config.network, schedule, seed, epochs) for seed in seeds]
+
+
+def pool_runtime(recipe: Recipe, data: LabelledDataset) -> Runtime:
+    """What the recipe's choices come to for training its pool on this machine."""
+    passes = 3 * len(data.train) * recipe.pool.training().epochs * recipe.pool.members
+    return recipe.runtime.resolve(passes=passes, side=data.spec.shape[1])
 
 
 def pretrain_pool(
@@ -47,9 +57,7 @@ def pretrain_pool(
     if not config.pretrained:
         return untrained(data.spec, network=config.network, members=config.members, seed=config.seed)
     schedule = config.training()
-    runtime = runtime or recipe.runtime.resolve(
-        passes=3 * len(data.train) * schedule.epochs * config.members, side=data.spec.shape[1]
-    )
+    runtime = runtime or pool_runtime(recipe, data)
     runtime.start()
     reporter.say(f"pool: {config.members} x {config.network}, {schedule.epochs} epochs; {runtime.describe()}")
     with reporter.stage("pretrain", config.members * schedule.epochs) as stage, interruptible("the pool"):

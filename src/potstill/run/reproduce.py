@@ -16,6 +16,7 @@ from ..evaluation import find_protocol
 from ..recipe import Recipe
 from ..spec import LabelledDataset
 from .compare import Outcome, run_study
+from .engine.base import Engine
 from .estimate import Estimate, estimate, evaluation_seconds
 from .paper import PaperCell, read_plan, rounds
 from .paper_features import NETWORKS, measure
@@ -105,11 +106,13 @@ def reproduce(
     seeds: int = 1,
     reporter: Reporter,
     cache: Path | None = None,
+    engine: Engine | None = None,
 ) -> Result:
     """Distil and score the sets of the cells; finished work is kept.
 
     Args:
         seeds: sets of each cell, of the seeds 0, 1, ...
+        engine: see `run_study`.
     Raises:
         Interrupted: by a signal; the same call goes on.
     """
@@ -123,7 +126,7 @@ def reproduce(
 
     for group in rounds(jobs):
         study = Study(tuple(cell for _, cell in group))
-        outcomes = run_study(study, data, out=out / RUNS, reporter=reporter, cache=cache, each=told)
+        outcomes = run_study(study, data, out=out / RUNS, reporter=reporter, cache=cache, each=told, engine=engine)
         failures |= {o.folder.name: o.failure for o in outcomes if o.failure}
     for item in _whole(cells):
         failures |= _train_on_whole(item, data, out, reporter)

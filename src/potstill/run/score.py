@@ -98,6 +98,7 @@ def evaluate_set(
     reporter: Reporter,
     *,
     step: int | None = None,
+    only: int | None = None,
 ) -> Scores:
     """Score a set by the recipe's evaluation section; each network's score is a file, done ones are kept.
 
@@ -105,13 +106,25 @@ def evaluate_set(
 
     Args:
         step: of a set that was kept on the way; None for the final one.
+        only: which of the networks to train, from 0; None for all.
     """
     test = matching_test(synthetic.spec, data)
     place = folder.scores if step is None else folder.kept_scores(step)
     if isinstance(data, LabelledDataset) and data.spec.fingerprint != synthetic.spec.fingerprint:
         reporter.say(f"{data.spec.name}: not the data that this set was made from; their scores lie apart")
         place = place / f"on-{split_fingerprint(test)}"
-    return _evaluate("evaluate", _job(synthetic, synthetic.spec, test, recipe, _facts(synthetic)), place, reporter)
+    job = _job(synthetic, synthetic.spec, test, recipe, _facts(synthetic))
+    return _evaluate("evaluate", job, place, reporter, only=only)
+
+
+def missing_networks(recipe: Recipe, data: LabelledDataset, store: RunStore) -> list[int]:
+    """Which networks, from 0, the finished set in `store` has no score of by the recipe's evaluation section."""
+    synthetic = store.require_set()
+    test = matching_test(synthetic.spec, data)
+    facts = {**_facts(synthetic), "test_hash": split_fingerprint(test)}
+    job = _job(synthetic, synthetic.spec, test, recipe, facts)
+    found = _finished(store.scores, job, facts)
+    return [i for i, seed in enumerate(job.seeds) if seed not in found]
 
 
 def evaluate_in_few_bits(
@@ -179,14 +192,14 @@ def _job(train: TrainingSet, spec: DatasetSpec, test: Split, recipe: Recipe, fac
     return Job(train, spec, test, config.network, protocol, seeds, facts, settle, config.at_once)
 
 
-def _evaluate(stage_name: str, job: Job, folder: Path | None, reporter: Reporter) -> Scores:
-    """A score for each seed; those of the same set on the same test data that lie in `folder` are kept."""
+def _evaluate(stage_name: str, job: Job, folder: Path | None, reporter: Reporter, *, only: int | None = None) -> Scores:
+    """A score for each seed, or for one; those of the same set on the same test data that lie in `folder` are kept."""
     epochs, nets, side = job.protocol.epochs, len(job.seeds), job.spec.shape[1]
     passes = 3 * len(job.train) * epochs  # a backward pass costs two forward ones
     runtime = job.settle(passes=passes * nets, side=side)
     facts = {**job.facts, "test_hash": split_fingerprint(job.test)}
     scores = {} if folder is None else _finished(folder, job, facts)
-    missing = [seed for seed in job.seeds if seed not in scores]
+    missing = [seed for i, seed in enumerate(job.seeds) if seed not in scores and only in (None, i)]
     if folder is not None and missing:
         _check_writable(folder)
     at_once = settle_at_once(job.at_once, runtime, passes=passes * len(missing), side=side)
@@ -207,7 +220,7 @@ def _evaluate(stage_name: str, job: Job, folder: Path | None, reporter: Reporter
                     scores[score.seed] = score
                     if folder is not None:
                         write_atomically(_path(folder, job, score.seed), dump_json(score.to_json()))
-    return Scores(tuple(scores[seed] for seed in job.seeds))
+    return Scores(tuple(scores[seed] for seed in job.seeds if seed in scores))
 
 
 def _path(folder: Path, job: Job, seed: int) -> Path:

@@ -1,1 +1,1 @@
-"""Who does the work of a stage."""
+"""Who does the work of a stage: this process, processes beside it, or a Ray cluster."""

@@ -93,7 +93,7 @@ def _processes(work: Sequence[Work[Any]], runtime: Runtime) -> Iterator[dict[Con
     context = get_context("spawn")  # a fork would inherit the locks of torch's threads
     started: dict[Connection, BaseProcess] = {}
     try:
-        with _signals_held_back():
+        with signals_held_back():
             for _ in work:
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_serve, args=(theirs,), daemon=True)
@@ -118,7 +118,7 @@ def _processes(work: Sequence[Work[Any]], runtime: Runtime) -> Iterator[dict[Con
 
 
 @contextmanager
-def _signals_held_back() -> Iterator[None]:
+def signals_held_back() -> Iterator[None]:
     """SIGINT and SIGTERM wait until the block is over; processes started in it never see them.
 
     A terminal sends Ctrl-C to all of them, but it is this process that decides and ends the others.

@@ -1,0 +1,22 @@
+"""One task after another in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+
+from ...spec import LabelledDataset
+from ..task import Task
+from .base import Done, attempt
+
+
+class Serial(AbstractContextManager["Serial"]):
+    def __init__(self) -> None:
+        self._data: dict[str, LabelledDataset] = {}
+
+    def __exit__(self, *_: object) -> None:
+        self._data.clear()
+
+    def run(self, tasks: Sequence[Task], inputs: Mapping[str, bytes]) -> Iterator[Done]:
+        for task in tasks:
+            yield task, attempt(task, inputs, self._data)

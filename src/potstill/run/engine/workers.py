@@ -1,0 +1,118 @@
+"""Tasks in processes of this machine: one for each GPU, or one for each group of cores."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from ...machine.runtime import usable_threads
+from ...spec import LabelledDataset
+from ..task import Task
+from .base import RETRIES, Done, attempt, lost
+from .processes import SECONDS_TO_END, signals_held_back
+
+
+@dataclass
+class _Worker:
+    """A process, what it was sent already, and what it does now."""
+
+    process: BaseProcess
+    connection: Connection
+    number: int
+    sent: set[str] = field(default_factory=set)
+
+
+class Workers(AbstractContextManager["Workers"]):
+    """Processes that wait for tasks; each gets a data set and other inputs once.
+
+    Args:
+        count: processes; None for one for each GPU, or for each core where there is none.
+    """
+
+    def __init__(self, count: int | None = None):
+        self.count = count or _gpus() or usable_threads()
+        self._idle: list[_Worker] = []
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._idle:
+            _end(worker)
+        self._idle.clear()
+
+    def run(self, tasks: Sequence[Task], inputs: Mapping[str, bytes]) -> Iterator[Done]:
+        waiting = deque((task, 0) for task in tasks)
+        busy: dict[Connection, tuple[_Worker, Task, int]] = {}
+        try:
+            while waiting or busy:
+                while waiting and len(busy) < self.count:
+                    task, losses = waiting.popleft()
+                    worker = self._idle.pop() if self._idle else self._start(busy)
+                    busy[worker.connection] = worker, task, losses
+                    _send(worker, task, inputs)
+                for ready in wait(list(busy)):
+                    assert isinstance(ready, Connection)
+                    worker, task, losses = busy.pop(ready)
+                    try:
+                        told = ready.recv()
+                    except (EOFError, ConnectionError):
+                        _end(worker)
+                        if losses < RETRIES:
+                            waiting.append((task, losses + 1))
+                        else:
+                            yield task, lost(task, f"exit code {worker.process.exitcode}; -9 is often a lack of memory")
+                        continue
+                    self._idle.append(worker)
+                    yield task, told
+        finally:
+            for worker, _, _ in busy.values():  # only where the loop was left early
+                _end(worker)
+
+    def _start(self, busy: Mapping[Connection, tuple[_Worker, Task, int]]) -> _Worker:
+        context = get_context("spawn")  # a fork would inherit the locks of torch's threads
+        number = min(set(range(self.count)) - {worker.number for worker, _, _ in busy.values()})
+        ours, theirs = context.Pipe()
+        place = max(1, usable_threads() // self.count), number if _gpus() else None
+        process = context.Process(target=_serve, args=(theirs, *place), daemon=True)
+        with signals_held_back():
+            process.start()
+        theirs.close()
+        return _Worker(process, ours, number)
+
+
+def _send(worker: _Worker, task: Task, inputs: Mapping[str, bytes]) -> None:
+    named = (task.data, *task.inputs)
+    lacking = {name: inputs[name] for name in named if name not in worker.sent}
+    # The data set is kept by the worker; what a task alone needs is not.
+    worker.sent.add(task.data)
+    with suppress(ConnectionError):  # it has ended: what follows is told when it is listened to
+        worker.connection.send_bytes(pickle.dumps((task, lacking)))
+
+
+def _end(worker: _Worker) -> None:
+    worker.connection.close()
+    worker.process.kill()
+    worker.process.join(SECONDS_TO_END)
+
+
+def _serve(connection: Connection, threads: int, gpu: int | None) -> None:
+    """The other process: task after task until nobody listens."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # what "auto" is settled by
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    known: dict[str, LabelledDataset] = {}
+    with suppress(EOFError, ConnectionError):
+        while True:
+            task, inputs = pickle.loads(connection.recv_bytes())
+            connection.send(attempt(task, inputs, known))
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -1,0 +1,122 @@
+"""A piece of a study that can be done anywhere: a small record of what to do; its inputs and results travel as bytes.
+
+Three kinds: a training run of a pool, the distillation of a cell, one evaluation network. A task is done in a folder of
+its own below the cache of the machine that does it, under its content address: begun again there, it goes on from its
+snapshot. The stages that do the work are those of a run without an engine, and so are the bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from .._version import __version__
+from ..errors import RunError
+from ..files import default_cache, write_atomically
+from ..learning.pool import train_member
+from ..recipe import Recipe, resolve
+from ..sets.synthetic import SyntheticSet
+from ..spec import LabelledDataset
+from .distil import distill_run
+from .pretrain import pool_runtime, run_keys
+from .progress import Reporter
+from .score import evaluate_set
+from .store import RunStore
+
+#: Files by their names below a folder.
+Files = Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to do.
+
+    Attributes:
+        kind: "member", "distil" or "network".
+        cell: whose result it is.
+        recipe: of the cell, as `resolve` reads it.
+        index: which training run of the pool, or which evaluation network.
+        data: name of the input that holds the data set.
+        inputs: names of the other inputs: members of the pool, what an earlier attempt left, the set to score.
+        version: of the potstill that the study belongs to.
+    """
+
+    kind: str
+    cell: str
+    recipe: Mapping[str, Any]
+    data: str
+    index: int = 0
+    inputs: tuple[str, ...] = ()
+    version: str = __version__
+
+    @property
+    def key(self) -> str:
+        """Content address."""
+        return blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+def pack_data(data: LabelledDataset) -> bytes:
+    """A data set as an input of tasks."""
+    return pickle.dumps(data)
+
+
+def perform(task: Task, inputs: Mapping[str, bytes], known: dict[str, LabelledDataset]) -> Files:
+    """Do it. The result is files: of the pool's cache, of the run's folder, or of its scores.
+
+    Args:
+        inputs: the bytes of all that the task names.
+        known: data sets that this process has unpacked; the task's own is added.
+    Raises:
+        RunError: this process runs another version of potstill than the study.
+        PotstillError: what the stage raises.
+    """
+    if task.version != __version__:
+        raise RunError(f"a worker has potstill {__version__}, the study has {task.version}: install the same on both")
+    if task.data not in known:
+        known[task.data] = pickle.loads(inputs[task.data])
+    folder = default_cache() / "tasks" / task.key
+    for name in task.inputs:
+        if not (name.startswith("run/") and (folder / name).exists()):  # what was done here goes further
+            write_atomically(folder / name, inputs[name])
+    files = _KINDS[task.kind](task, resolve(task.recipe), known[task.data], folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    return files
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """What lies in a folder and below, but for hidden files."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def _member(task: Task, recipe: Recipe, data: LabelledDataset, folder: Path) -> Files:
+    runtime = pool_runtime(recipe, data)
+    runtime.start()
+    keys = run_keys(recipe, data)[task.index]
+    train_member(data.train, data.spec, recipe.pool.network, keys, folder / "pool", runtime)
+    return {name: content for name, content in read_files(folder / "pool").items() if name.endswith(".safetensors")}
+
+
+def _distil(task: Task, recipe: Recipe, data: LabelledDataset, folder: Path) -> Files:
+    distill_run(recipe, data, RunStore(folder / "run"), Reporter(quiet=True), cache=folder, resume=True)
+    return read_files(folder / "run")
+
+
+def _network(task: Task, recipe: Recipe, data: LabelledDataset, folder: Path) -> Files:
+    (name,) = task.inputs
+    store = RunStore(folder / "run")
+    evaluate_set(SyntheticSet.load(folder / name), data, recipe, store, Reporter(quiet=True), only=task.index)
+    return read_files(store.scores)
+
+
+_KINDS: Mapping[str, Callable[[Task, Recipe, LabelledDataset, Path], Files]] = {
+    "member": _member,
+    "distil": _distil,
+    "network": _network,
+}

@@ -1,0 +1,269 @@
+"""Engines: whoever does the tasks of a study, the files are the same; what is lost or fails is told and no more."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from potstill.errors import PotstillError, RunError, UsageError
+from potstill.run.compare import Outcome, run_study
+from potstill.run.engine.base import Engine, lost
+from potstill.run.engine.find import find_engine
+from potstill.run.progress import Reporter
+from potstill.run.study import Study, study_of
+from potstill.run.task import Task, pack_data, perform
+from potstill.spec import LabelledDataset
+
+QUICK: dict[str, Any] = {
+    "factor": [1, 1],
+    "pool": {"network": "convnet:width=8", "members": 2, "epochs": 1},
+    "runtime": {"compile": False, "precision": "fp32", "threads": 1},
+    "evaluation": {"network": "convnet:width=8", "nets": 2, "epochs": 1},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where workers, which inherit it, do their tasks."""
+    cache = tmp_path_factory.mktemp("workers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POTSTILL_CACHE_DIR", str(cache))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield cache
+
+
+@pytest.fixture(scope="module")
+def processes(own_cache: Path) -> Iterator[Engine]:
+    """Two workers for all tests of this module: starting one takes seconds."""
+    with find_engine("processes", 2) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def ray(own_cache: Path) -> Iterator[Engine]:
+    """A local cluster of two workers."""
+    pytest.importorskip("ray")
+    with find_engine("ray", 2) as engine:
+        yield engine
+
+
+@pytest.fixture(params=["serial", "processes", pytest.param("ray", marks=pytest.mark.slow)])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    if request.param != "serial":
+        yield request.getfixturevalue(request.param)
+        return
+    with find_engine("serial") as engine:
+        yield engine
+
+
+def study(*methods: str, steps: int = 3) -> Study:
+    layers = [QUICK, {"methods": {"dsdm": {"steps": steps, "real_batch": 8}}}]
+    return study_of(layers, methods=methods or ("random", "dsdm"), ipcs=[2], seeds=[0])
+
+
+def run(data: LabelledDataset, out: Path, engine: Engine | None, cells: Study | None = None) -> list[Outcome]:
+    return run_study(
+        cells or study(), lambda _: data, out=out, cache=out / "cache", reporter=Reporter(quiet=True), engine=engine
+    )
+
+
+def sets_and_scores(out: Path) -> dict[str, Any]:
+    """All that a study is made for: sets and pools by their bytes, accuracies by their files' names."""
+    found: dict[str, Any] = {}
+    for path in sorted(out.glob("*/synthetic/*.safetensors")):
+        found[path.relative_to(out).as_posix()] = path.read_bytes()
+    for path in sorted(out.glob("*/scores/*.json")):
+        record = json.loads(path.read_text())
+        found[path.relative_to(out).as_posix()] = record["accuracy"], record["set_hash"]
+    return found
+
+
+def test_every_engine_leaves_the_bytes_of_a_run_without_one(
+    engine: Engine, toy_dataset: LabelledDataset, tmp_path: Path, own_cache: Path
+) -> None:
+    plain = run(toy_dataset, tmp_path / "plain", None)
+    spread = run(toy_dataset, tmp_path / "spread", engine)
+    found = sets_and_scores(tmp_path / "spread")
+    assert len(found) == 2 * (2 + 2)  # of each cell its set, that before the first step, and two scores
+    assert found == sets_and_scores(tmp_path / "plain")
+    assert [o.scores and o.scores.mean for o in spread] == [o.scores and o.scores.mean for o in plain]
+    weights = [{p.name for p in (tmp_path / n / "cache" / "pool").glob("*.safetensors")} for n in ("plain", "spread")]
+    assert weights[0] == weights[1] != set()
+    assert not list((own_cache / "tasks").glob("*"))  # what is done leaves nothing behind
+
+
+def test_a_task_that_always_fails_is_told_and_the_others_finish(
+    engine: Engine, toy_dataset: LabelledDataset, tmp_path: Path
+) -> None:
+    failing, fine = study("dsdm").cells[0], study("random").cells[0]
+    bare = {"precision": "fp32", "compile": False, "threads": 1, "device": "cuda:77"}
+    failing = replace(failing, recipe=replace(failing.recipe, runtime=type(failing.recipe.runtime)(**bare)))
+    first, second = run(toy_dataset, tmp_path / "out", engine, Study((failing, fine)))
+    assert first.scores is None and "device='cuda:77'" in first.failure
+    assert second.scores is not None and not second.failure
+
+
+def test_finished_tasks_are_not_done_again(toy_dataset: LabelledDataset, tmp_path: Path) -> None:
+    with find_engine("serial") as engine:
+        run(toy_dataset, tmp_path / "out", engine)
+        kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
+        (next((tmp_path / "out").glob("dsdm*/scores/*.json"))).unlink()
+        asked = _Watched(engine)
+        run(toy_dataset, tmp_path / "out", asked)
+    assert [task.kind for task in asked.tasks] == ["network"]
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+class _Watched:
+    """An engine that remembers what it was asked for."""
+
+    def __init__(self, engine: Engine):
+        self.engine, self.tasks = engine, list[Task]()
+
+    def __enter__(self) -> _Watched:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def run(self, tasks: Any, inputs: Any) -> Any:
+        self.tasks += tasks
+        return self.engine.run(tasks, inputs)
+
+
+def kill_a_worker(parent: int, seen: list[int]) -> None:
+    """SIGKILL for the first child of this process that is at a task, once it has left a snapshot."""
+    tasks = Path(os.environ["POTSTILL_CACHE_DIR"]) / "tasks"
+    until = time.monotonic() + 120
+    while time.monotonic() < until and not seen:
+        for snapshot in tasks.glob("*/run/state/snapshot.safetensors"):
+            for status in Path("/proc").glob("[0-9]*/stat"):
+                try:
+                    fields = status.read_text().rpartition(")")[2].split()
+                    words = (status.parent / "cmdline").read_bytes()
+                except OSError:
+                    continue
+                if int(fields[1]) == parent and b"spawn_main" in words and snapshot.exists():
+                    seen.append(int(status.parent.name))
+                    os.kill(seen[-1], signal.SIGKILL)
+                    return
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the worker in /proc")
+def test_a_task_whose_worker_is_killed_goes_on_from_its_snapshot_to_the_same_bytes(
+    toy_dataset: LabelledDataset, tmp_path: Path
+) -> None:
+    cells = study("dsdm", steps=150)
+    cells = Study(tuple(replace(c, recipe=replace(c.recipe, saving=_often(c.recipe.saving))) for c in cells.cells))
+    run(toy_dataset, tmp_path / "plain", None, cells)
+    killed: list[int] = []
+    with find_engine("processes", 1) as engine:
+        watcher = threading.Thread(target=kill_a_worker, args=(os.getpid(), killed))
+        watcher.start()
+        (outcome,) = run(toy_dataset, tmp_path / "spread", engine, cells)
+        watcher.join()
+    assert killed and outcome.scores is not None
+    assert sets_and_scores(tmp_path / "spread") == sets_and_scores(tmp_path / "plain")
+
+
+def _often(saving: Any) -> Any:
+    return replace(saving, every=5)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_lost_again_and_again_fails_its_task() -> None:
+    task = Task("network", "cell", {}, "data", 0, ())
+    with find_engine("processes", 1) as engine:
+        ((told_of, told),) = engine.run([task], {"data": _Deadly.packed()})
+    assert told_of == task
+    assert isinstance(told, RunError) and "lost 3 times" in str(told) and "--workers" in str(told)
+    assert str(lost(task, "x")).startswith("network of cell")
+
+
+class _Deadly:
+    """Unpacking it ends the process."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (9,)
+
+    @staticmethod
+    def packed() -> bytes:
+        import pickle
+
+        return pickle.dumps(_Deadly())
+
+
+def test_a_worker_of_another_version_refuses_by_name(toy_dataset: LabelledDataset) -> None:
+    task = replace(Task("network", "cell", {}, "data"), version="0.0.1")
+    with pytest.raises(RunError, match=r"a worker has potstill \S+, the study has 0\.0\.1: install the same"):
+        perform(task, {"data": pack_data(toy_dataset)}, {})
+
+
+def test_a_task_is_addressed_by_all_that_it_says() -> None:
+    task = Task("member", "cell", {"ipc": 1}, "data")
+    others = [replace(task, **change) for change in ({"index": 1}, {"recipe": {"ipc": 2}}, {"kind": "distil"})]
+    assert len({task.key, *(other.key for other in others)}) == 4
+    assert task.key == replace(task).key
+
+
+@pytest.mark.parametrize(
+    ("name", "workers", "words"),
+    [("threads", None, "use one of serial, processes, ray"), ("serial", 4, "workers=4: the serial engine has one")],
+)
+def test_an_impossible_engine_is_one_line(name: str, workers: int | None, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        find_engine(name, workers)
+
+
+def test_a_cluster_that_does_not_answer_is_named_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    started = time.monotonic()
+    with pytest.raises(PotstillError, match=r"RAY_ADDRESS=127\.0\.0\.1:1: nothing answers there"):
+        find_engine("ray")
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.slow
+def test_a_killed_driver_goes_on_where_it_was(tmp_path: Path) -> None:
+    call = [
+        sys.executable,
+        "-m",
+        "potstill",
+        "compare",
+        "--dataset",
+        "digits",
+        "--methods",
+        "random,dsdm",
+        "--ipc",
+        "2",
+    ]
+    call += ["--pool.members", "2", "--pool.epochs", "1", "--nets", "2", "--epochs", "2"]
+    call += ["--precision", "fp32", "--compile", "false", "--out", str(tmp_path / "out"), "--saving.every", "10"]
+    call += ["--cache-dir", str(tmp_path / "cache"), "--engine", "processes", "--workers", "2", "-q"]
+    first = subprocess.Popen(call, stdout=subprocess.DEVNULL)
+    pool = tmp_path / "cache" / "pool"
+    until = time.monotonic() + 180
+    while len(list(pool.glob("*.safetensors"))) < 2 and time.monotonic() < until:
+        time.sleep(0.1)
+    first.kill()
+    first.wait()
+    trained = {path: path.stat().st_mtime_ns for path in pool.glob("*.safetensors")}
+    assert len(trained) == 2
+    again = subprocess.run(call, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in trained} == trained
+    assert len(list((tmp_path / "out").glob("*/scores/*.json"))) == 4
