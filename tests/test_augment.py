@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,8 +16,19 @@ from torch import Tensor
 
 from potstill.errors import UsageError
 from potstill.learning import augment
-from potstill.learning.augment import COLUMNS, EXCLUSIVE, OPERATIONS, Draw, Strategy, apply, draw, draw_operations
+from potstill.learning.augment import (
+    COLUMNS,
+    EXCLUSIVE,
+    OPERATIONS,
+    Draw,
+    Strategy,
+    apply,
+    draw,
+    draw_operations,
+    strategy_for,
+)
 from potstill.seeding import generator
+from potstill.spec import DatasetSpec
 
 ALMOST_ONE = 1 - 2**-24  # the largest number torch.rand gives
 SHAPES = pytest.mark.parametrize("shape", [(3, 8, 8), (1, 28, 28), (1, 15, 15), (3, 15, 28), (3, 9, 6)], ids=str)
@@ -349,3 +361,44 @@ def test_no_augmentation_draws_no_operation(text: str, single: bool, seeded: tor
 def test_unknown_operation_is_refused_with_the_known(text: str) -> None:
     with pytest.raises(UsageError, match=rf"in '{text}'.*color, crop, cutout, flip, scale, rotate, or none"):
         Strategy.parse(text)
+
+
+# --- sound
+
+
+def test_a_sound_moves_in_time_as_a_ring() -> None:
+    x, u = images((1, 6, 16), 5), numbers(5)
+    moved = apply(x, ("timeshift",), u)
+    for sound, found, row in zip(x, moved, u.tolist(), strict=True):
+        by = math.floor(row[augment.CROP_X] * 5) - 2  # a reach of an eighth of 16
+        assert torch.equal(found, torch.roll(sound, by, dims=2))
+
+
+def test_gain_adds_to_a_log_spectrogram() -> None:
+    x, u = images((1, 6, 16)), numbers()
+    torch.testing.assert_close(apply(x, ("gain",), u), x + (u[:, augment.BRIGHT] - 0.5)[:, None, None, None])
+
+
+def test_a_mask_hides_a_quarter_of_the_frequencies_and_of_the_time() -> None:
+    x, u = torch.ones(50, 1, 8, 16, dtype=torch.float64), numbers(50)
+    hidden = (apply(x, ("mask",), u) == 0)[:, 0]
+    assert (hidden.all(2).sum(1) == 2).all() and (hidden.all(1).sum(1) == 4).all()
+    assert (hidden.sum((1, 2)) == 2 * 16 + 4 * 8 - 2 * 4).all()
+    starts = {int(h.all(1).nonzero()[0]) for h in hidden}
+    assert min(starts) == 0 and max(starts) == 6
+
+
+def test_gradients_pass_through_the_operations_of_sound() -> None:
+    x = images((1, 6, 8), 2).requires_grad_()
+    u = numbers(2)
+    assert torch.autograd.gradcheck(lambda x: apply(x, ("timeshift", "gain", "mask"), u), x)
+
+
+def test_the_operations_of_sound_are_one_word_and_stay_with_sound() -> None:
+    assert Strategy.parse("time_shift_gain_mask").operations == augment.SOUND_OPERATIONS
+    spec = DatasetSpec("clips", (1, 8, 8), ("a",), (0.5,), (0.2,), False, "f", modality="sound")
+    assert strategy_for(spec, "time_shift_gain_mask", single=True).operations == augment.SOUND_OPERATIONS
+    assert strategy_for(spec, "color_crop_gain").operations == ("gain",)
+    assert strategy_for(replace(spec, modality="image"), "crop_gain").operations == ("crop",)
+    with pytest.raises(UsageError, match=r"known are color, .* of images, time_shift, gain, mask of sound"):
+        Strategy.parse("time_gain")

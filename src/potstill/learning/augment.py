@@ -24,6 +24,9 @@ from ..spec import DatasetSpec
 log = logging.getLogger("potstill")
 
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+#: What sound is augmented with: its spectrograms, frequency along axis 0 and time along axis 1.
+SOUND_OPERATIONS = ("timeshift", "gain", "mask")
+KNOWN = (*OPERATIONS, *SOUND_OPERATIONS)
 #: Of these at most one is applied to a batch; the others always are (the IDC and DSDM codes).
 EXCLUSIVE = ("crop", "scale", "rotate")
 
@@ -34,6 +37,8 @@ CROP = 0.125  #: largest shift, as a share of the side
 CUTOUT = 0.5  #: side of the square set to zero, as a share of the side
 SCALE = 1.2  #: factor per axis uniform in [1 / this, this)
 ROTATE = 15.0  #: degrees, uniform in +-this
+GAIN = 1.0  #: added to a log spectrogram: uniform in +-half of this, on the normalised scale
+MASK = 0.25  #: width of the band of frequencies and of the stretch of time set to zero, as a share of the side
 
 #: Columns of the table of uniform numbers.
 FLIP, BRIGHT, SATURATE, CONTRAST_AT, CROP_Y, CROP_X, CUT_Y, CUT_X, SCALE_Y, SCALE_X, ANGLE = range(11)
@@ -60,30 +65,35 @@ class Strategy:
         Raises:
             UsageError: an unknown operation; the known are listed.
         """
-        names = [] if text in ("", "none") else text.split("_")
+        names = [] if text in ("", "none") else text.replace("time_shift", "timeshift").split("_")
         for name in names:
-            if name not in OPERATIONS:
-                raise UsageError(f"augmentation {name!r} in {text!r}: known are {', '.join(OPERATIONS)}, or none")
-        return cls(tuple(n for n in OPERATIONS if n in names and (mirror or n != "flip")), single)
+            if name not in KNOWN:
+                known = f"{', '.join(OPERATIONS)} of images, time_shift, gain, mask of sound"
+                raise UsageError(f"augmentation {name!r} in {text!r}: known are {known}, or none")
+        return cls(tuple(n for n in KNOWN if n in names and (mirror or n != "flip")), single)
 
     def without(self, *names: str) -> Strategy:
         return Strategy(tuple(n for n in self.operations if n not in names), self.single)
 
 
 def strategy_for(spec: DatasetSpec, text: str, *, single: bool = False) -> Strategy:
-    """The operations of a DSA string that suit the kind of data: no mirroring of letters, nothing at all for sound.
+    """The operations of a DSA string that suit the kind of data: no mirroring of letters, for sound its own alone.
 
-    All operations here are an image's; a spectrogram shifted, turned or cut is another sound.
+    A spectrogram turned or cut like an image is another sound.
     """
     asked, usual = Strategy.parse(text, single=single), Strategy.parse(spec.augmentation, mirror=spec.mirror)
-    if asked.operations and not usual.operations:
-        _say_once(spec.name)
-    return asked.without(*(set(OPERATIONS) - set(usual.operations)))
+    kept = asked.without(*(set(KNOWN) - {*usual.operations, *(SOUND_OPERATIONS if spec.modality == "sound" else ())}))
+    if asked.operations and not kept.operations:
+        _say_once(spec.name, spec.modality)
+    return kept
 
 
 @cache
-def _say_once(name: str) -> None:
-    log.info("%s is sound: it is not augmented, as all operations are an image's", name)
+def _say_once(name: str, modality: str) -> None:
+    if modality == "sound":
+        log.info("%s is sound: it is not augmented, as all operations are an image's", name)
+    else:
+        log.info("%s is not augmented: none of the operations suits it", name)
 
 
 class Draw(NamedTuple):
@@ -140,6 +150,12 @@ def apply(x: Tensor, operations: tuple[str, ...], uniform: Tensor) -> Tensor:
         x = rotate(x, u[ANGLE])
     if "cutout" in operations:
         x = cutout(x, u[CUT_Y], u[CUT_X])
+    if "timeshift" in operations:
+        x = timeshift(x, u[CROP_X])
+    if "gain" in operations:
+        x = x + (_per_image(u[BRIGHT]) - 0.5) * GAIN
+    if "mask" in operations:
+        x = mask(x, u[CUT_Y], u[CUT_X])
     return x
 
 
@@ -168,6 +184,24 @@ def cutout(x: Tensor, u_y: Tensor, u_x: Tensor) -> Tensor:
     columns = _inside(u_x, x.shape[3], x.device)
     hole = rows[:, None, :, None] & columns[:, None, None, :]
     return torch.where(hole, 0.0, x)
+
+
+def timeshift(x: Tensor, u: Tensor) -> Tensor:
+    """Move a sound in time, by up to 0.125 of its length each way; what leaves at one end comes in at the other."""
+    length = x.shape[3]
+    index = (torch.arange(length, device=x.device) - _whole_shift(u, length)[:, None]) % length
+    return x.gather(3, index[:, None, None].expand(x.shape))
+
+
+def mask(x: Tensor, u_y: Tensor, u_x: Tensor) -> Tensor:
+    """Set a band of frequencies and a stretch of time to zero (the mean), a quarter of the side each, wholly inside."""
+    rows, columns = (
+        (torch.arange(side, device=x.device) - (u * (side - int(MASK * side) + 1)).floor()[:, None])
+        for u, side in ((u_y, x.shape[2]), (u_x, x.shape[3]))
+    )
+    band = (rows >= 0) & (rows < int(MASK * x.shape[2]))
+    stretch = (columns >= 0) & (columns < int(MASK * x.shape[3]))
+    return torch.where(band[:, None, :, None] | stretch[:, None, None, :], 0.0, x)
 
 
 def scale(x: Tensor, u_y: Tensor, u_x: Tensor) -> Tensor:
