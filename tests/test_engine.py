@@ -251,7 +251,7 @@ def test_a_killed_driver_goes_on_where_it_was(tmp_path: Path) -> None:
         "--ipc",
         "2",
     ]
-    call += ["--pool.members", "2", "--pool.epochs", "1", "--nets", "2", "--epochs", "2"]
+    call += ["--methods.dsdm.steps", "60", "--pool.members", "2", "--pool.epochs", "1", "--nets", "2", "--epochs", "2"]
     call += ["--precision", "fp32", "--compile", "false", "--out", str(tmp_path / "out"), "--saving.every", "10"]
     call += ["--cache-dir", str(tmp_path / "cache"), "--engine", "processes", "--workers", "2", "-q"]
     first = subprocess.Popen(call, stdout=subprocess.DEVNULL)

@@ -95,7 +95,7 @@ def default_cache() -> Path:
         raise UsageError(f"no cache folder: this user has no home; {CACHE_REMEDY}") from None
 
 
-def expanded(path: str | Path) -> Path:
+def expanded(path: str | os.PathLike[str]) -> Path:
     """`path` with `~` as the user's home, which a shell leaves as it is behind a `=` and Python everywhere.
 
     Raises:

@@ -80,7 +80,8 @@ def to_weights_and_samples(
 ) -> SecondOrder:
     """Also the gradient to the weights, the Hessian times `direction`: the way back through steps of SGD asks all."""
     slopes = grad(lambda w, x: loss(w, x, *given), argnums=(0, 1))
-    (slope, _), (to_weights, to_x) = jvp(lambda w: slopes(w, x), (dict(weights),), (dict(direction),))
+    forward: tuple[Any, ...] = jvp(lambda w: slopes(w, x), (dict(weights),), (dict(direction),))
+    (slope, _), (to_weights, to_x) = forward
     along = torch.stack([(value * direction[name]).sum() for name, value in slope.items()]).sum()
     return SecondOrder(along, to_weights, to_x)
 

@@ -14,7 +14,8 @@ ROUNDS = 20
 
 def thumbnails(samples: Tensor) -> Tensor:
     """Samples `(N, C, H, W)` as points `(N, D)`: averaged down to at most `SIDE` pixels a side."""
-    small = F.adaptive_avg_pool2d(samples, [min(SIDE, side) for side in samples.shape[-2:]])
+    height, width = samples.shape[-2:]
+    small = F.adaptive_avg_pool2d(samples, (min(SIDE, height), min(SIDE, width)))
     return small.flatten(1).double()
 
 

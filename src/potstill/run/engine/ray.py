@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,10 +41,10 @@ class Ray(AbstractContextManager["Ray"]):
         address = os.environ.get("RAY_ADDRESS") or None
         if address:
             _require_answer(address)
-        quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+        quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
         try:
             if address:
-                ray.init(address=address, log_to_driver=False, logging_level="error")
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             else:
                 ray.init(address="local", num_cpus=workers or usable_threads(), **quiet)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:

@@ -8,9 +8,10 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from threading import Thread
 
 from ...machine.runtime import usable_threads
 from ...spec import LabelledDataset
@@ -105,11 +106,20 @@ def _serve(connection: Connection, threads: int, gpu: int | None) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)  # what "auto" is settled by
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    Thread(target=_end_with_the_parent, daemon=True).start()
     known: dict[str, LabelledDataset] = {}
     with suppress(EOFError, ConnectionError):
         while True:
             task, inputs = pickle.loads(connection.recv_bytes())
             connection.send(attempt(task, inputs, known))
+
+
+def _end_with_the_parent() -> None:
+    """A task may take hours; whoever asked for it may have been killed, and wants its folder when called again."""
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 def _gpus() -> int:
