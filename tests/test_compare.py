@@ -133,7 +133,7 @@ def test_missing_images_are_a_failure_of_the_methods_that_need_them_alone(
 ) -> None:
     """40 images per class: 11 mosaics of four want 44."""
     outcomes = compared(toy_dataset, tmp_path, methods=["random_mix", "random"], ipcs=[11])
-    assert "has 40 training images, 44 needed" in outcomes[0].failure
+    assert "has 40 images, 44 needed" in outcomes[0].failure
     assert outcomes[1].scores is not None
 
 

@@ -63,7 +63,7 @@ def test_long_jobs_on_a_cpu_use_a_process_for_each_thread() -> None:
     assert settle_at_once("auto", Runtime(threads=4), **long) == 4
     assert settle_at_once("auto", Runtime(threads=4), **short) == 1
     assert settle_at_once("auto", Runtime("cuda", threads=4), **long) == 1
-    assert settle_at_once("3", Runtime("cuda", threads=1), **short) == 3
+    assert settle_at_once(3, Runtime("cuda", threads=1), **short) == 3
 
 
 @pytest.mark.parametrize("value", [0, -1, "all", 1.5])
