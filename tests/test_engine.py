@@ -15,14 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from potstill.errors import PotstillError, RunError, UsageError
+from potstill.methods.dsdm import DSDM
 from potstill.run.compare import Outcome, run_study
 from potstill.run.engine.base import Engine, lost
 from potstill.run.engine.find import find_engine
+from potstill.run.engine.workers import core_group
 from potstill.run.progress import Reporter
+from potstill.run.shards import shards
+from potstill.run.store import RunStore
 from potstill.run.study import Study, study_of
-from potstill.run.task import Task, pack_data, perform
+from potstill.run.task import Task, data_name, pack_data, perform
+from potstill.sets.synthetic import SyntheticSet
 from potstill.spec import LabelledDataset
 
 QUICK: dict[str, Any] = {
@@ -73,10 +79,11 @@ def study(*methods: str, steps: int = 3) -> Study:
     return study_of(layers, methods=methods or ("random", "dsdm"), ipcs=[2], seeds=[0])
 
 
-def run(data: LabelledDataset, out: Path, engine: Engine | None, cells: Study | None = None) -> list[Outcome]:
-    return run_study(
-        cells or study(), lambda _: data, out=out, cache=out / "cache", reporter=Reporter(quiet=True), engine=engine
-    )
+def run(
+    data: LabelledDataset, out: Path, engine: Engine | None, cells: Study | None = None, **how: Any
+) -> list[Outcome]:
+    given = {"out": out, "cache": out / "cache", "reporter": Reporter(quiet=True), "engine": engine, **how}
+    return run_study(cells or study(), lambda _: data, **given)
 
 
 def sets_and_scores(out: Path) -> dict[str, Any]:
@@ -140,6 +147,134 @@ class _Watched:
     def run(self, tasks: Any, inputs: Any) -> Any:
         self.tasks += tasks
         return self.engine.run(tasks, inputs)
+
+
+# --- shards
+
+
+def test_shards_are_neighbours_of_about_one_size() -> None:
+    assert shards(10, 3) == [(0, 1, 2), (3, 4, 5), (6, 7, 8, 9)]
+    assert shards(3, 8) == [(0,), (1,), (2,)] and shards(3, 1) == [(0, 1, 2)]
+
+
+def test_a_set_joined_of_shards_is_that_of_the_whole(toy_dataset: LabelledDataset, tmp_path: Path) -> None:
+    cells = study("dsdm", "random", steps=20)
+    cells = Study(
+        tuple(replace(c, recipe=replace(c.recipe, saving=replace(c.recipe.saving, keep=(10,)))) for c in cells.cells)
+    )
+    run(toy_dataset, tmp_path / "1", None, cells)
+    with find_engine("serial") as engine:
+        for count in (2, 3):
+            asked = _Watched(engine)
+            outcomes = run(toy_dataset, tmp_path / str(count), asked, cells, shards=count)
+            assert sum(task.kind == "distil" for task in asked.tasks) == 2 * count
+            for outcome in outcomes:
+                whole, joined = RunStore(tmp_path / "1" / outcome.folder.name), RunStore(outcome.folder)
+                assert outcome.failure == "" and not (joined.root / "state" / "shards").exists()
+                assert joined.require_set().provenance["shards"] == str(count)
+                assert joined.kept_sets().keys() == whole.kept_sets().keys()
+                for path in (joined.distilled, *joined.kept_sets().values()):
+                    ours, theirs = (SyntheticSet.load(s.root / path.relative_to(joined.root)) for s in (joined, whole))
+                    assert ours.classes == theirs.classes == (0, 1, 2)
+                    torch.testing.assert_close(ours.images, theirs.images, atol=1e-4, rtol=0)
+                lines = [[json.loads(x) for x in s.metrics.read_text().splitlines()] for s in (joined, whole)]
+                assert [x["step"] for x in lines[0]] == [x["step"] for x in lines[1]]
+                losses, terms = ([[f(x) for x in part] for part in lines] for f in (_loss, _terms))
+                assert losses[0] == pytest.approx(losses[1], rel=1e-3) and terms[0] == pytest.approx(terms[1], rel=1e-3)
+
+
+def _loss(line: dict[str, Any]) -> float:
+    return line["loss"]
+
+
+def _terms(line: dict[str, Any]) -> float:
+    return sum(line["terms"].values())
+
+
+def test_one_plan_gives_the_same_bytes_by_every_engine(
+    engine: Engine, toy_dataset: LabelledDataset, tmp_path: Path
+) -> None:
+    with find_engine("serial") as serial:
+        run(toy_dataset, tmp_path / "serial", serial, study("dsdm"), shards=2)
+    run(toy_dataset, tmp_path / "spread", engine, study("dsdm"), shards=2)
+    assert sets_and_scores(tmp_path / "spread") == sets_and_scores(tmp_path / "serial")
+
+
+def test_shards_are_refused_where_they_cannot_be(toy_dataset: LabelledDataset, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="shards=2 without an engine"):
+        run(toy_dataset, tmp_path, None, shards=2)
+    (cell,) = study("dsdm").cells
+    cell = replace(cell, recipe=replace(cell.recipe, budget=replace(cell.recipe.budget, minutes=1.0)))
+    with find_engine("serial") as serial:
+        (outcome,) = run(toy_dataset, tmp_path, serial, Study((cell,)), shards=2)
+        assert "leave out --shards or budget.minutes" in outcome.failure
+        (outcome,) = run(toy_dataset, tmp_path / "dc", serial, study_of([QUICK, {"methods": {"dc": {"steps": 1}}}],
+                         methods=["dc"], ipcs=[1], seeds=[0]), shards=3)  # fmt: skip
+    assert outcome.failure == "" and "shards" not in RunStore(outcome.folder).require_set().provenance
+
+
+# --- what tasks are told apart by
+
+
+def test_the_same_images_normalised_otherwise_are_other_data(toy_dataset: LabelledDataset) -> None:
+    other = replace(toy_dataset, spec=replace(toy_dataset.spec, mean=(0.1,)))
+    assert data_name(other) != data_name(toy_dataset) == data_name(replace(toy_dataset))
+
+
+def test_two_runs_that_were_begun_go_on_each_from_its_own_snapshot(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = [QUICK, {"methods": {"dsdm": {"steps": 4, "real_batch": 8}}, "saving": {"every": 1}}]
+    cells = study_of(layers, methods=["dsdm"], ipcs=[2, 3], seeds=[0])
+    run(toy_dataset, tmp_path / "plain", None, cells)
+    ordinary, done = DSDM.step, list[int]()
+
+    def stops(method: Any, problem: Any, state: Any) -> Any:
+        if state.step == 2:
+            raise RunError("the plug was pulled")
+        return ordinary(method, problem, state)
+
+    monkeypatch.setattr(DSDM, "step", stops)
+    assert all(o.failure for o in run(toy_dataset, tmp_path / "spread", None, cells))
+    monkeypatch.setattr(DSDM, "step", lambda m, p, s: done.append(s.step) or ordinary(m, p, s))
+    with find_engine("serial") as engine:
+        outcomes = run(toy_dataset, tmp_path / "spread", engine, cells)
+    assert [o.failure for o in outcomes] == ["", ""] and done == [2, 3, 2, 3]
+    assert sets_and_scores(tmp_path / "spread") == sets_and_scores(tmp_path / "plain")
+
+
+# --- workers
+
+
+def test_workers_get_cores_of_their_own() -> None:
+    assert [core_group([0, 1, 2, 3, 4], n, 2) for n in range(2)] == [[0, 1], [2, 3]]
+    assert [core_group([4, 6], n, 3) for n in range(3)] == [[4], [6], [4]]
+
+
+ORPHAN = """
+import os, signal
+from potstill.run.engine.find import find_engine
+from potstill.run.task import Task
+
+if __name__ == "__main__":
+    engine = find_engine("processes", 1)
+    worker = engine._start({})
+    print(worker.process.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the worker in /proc")
+def test_workers_end_with_a_driver_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(ORPHAN)
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], stdout=subprocess.PIPE, text=True, timeout=300)
+    until = time.monotonic() + 120
+    while Path("/proc", done.stdout.strip(), "stat").exists() and time.monotonic() < until:
+        if Path("/proc", done.stdout.strip(), "stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            break
+        time.sleep(0.1)
+    else:
+        assert done.stdout.strip() and time.monotonic() < until, "it outlives its driver"
 
 
 def kill_a_worker(parent: int, seen: list[int]) -> None:

@@ -83,6 +83,7 @@ def run(options: argparse.Namespace) -> None:
             full_data_epochs=options.full_data,
             curve=options.curve,
             engine=engine,
+            shards=options.shards,
         )
     failures = {outcome.folder: outcome.failure for outcome in outcomes if outcome.failure}
     try:

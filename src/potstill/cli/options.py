@@ -181,12 +181,16 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         "default: one run after another",
     )
     parser.add_argument("--workers", type=count, metavar="N", help="tasks at once (default: one per core or GPU)")
+    text = "distil the classes of a set in N parts, where the method's classes are independent (needs an engine)"
+    parser.add_argument("--shards", type=count, default=1, metavar="N", help=text)
 
 
 def engine_of(options: argparse.Namespace) -> AbstractContextManager[Engine | None]:
     """What --engine and --workers ask for; None within the block where they ask for nothing."""
     from ..run.engine.find import find_engine
 
+    if options.engine is None and options.shards > 1:
+        raise UsageError(f"--shards {options.shards} without an engine: add --engine serial, processes or ray")
     if options.engine is None and options.workers:
         raise UsageError(f"--workers {options.workers} without an engine: add --engine processes or ray")
     return find_engine(options.engine, options.workers) if options.engine else nullcontext()

@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> None:
         return
     try:
         with shared.engine_of(options) as engine:
-            result = reproduce(cells, load, out=options.out, engine=engine, **given)
+            result = reproduce(cells, load, out=options.out, engine=engine, shards=options.shards, **given)
     except Interrupted:
         _show(options, names, layers, cells, None)
         raise

@@ -181,13 +181,12 @@ def _resolve_threads(threads: int | str) -> int:
 def usable_threads() -> int:
     """What this process may use: OMP_NUM_THREADS where it is set, else its cores."""
     limit = os.environ.get("OMP_NUM_THREADS", "")
-    return int(limit) if limit.isdigit() and int(limit) > 0 else _usable_cores()
+    return int(limit) if limit.isdigit() and int(limit) > 0 else len(usable_cores())
 
 
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def usable_cores() -> list[int]:
+    """The numbers of the cores that this process may run on."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
 
 
 def _resolve_chunk(chunk: int | str, device: str, side: int) -> int:

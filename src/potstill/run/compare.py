@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
 from ..evaluation import Scores
 from ..files import default_cache
 from ..networks import build_network
@@ -68,6 +69,7 @@ def run_study(
     curve: bool = False,
     each: Callable[[Outcome], None] | None = None,
     engine: Engine | None = None,
+    shards: int = 1,
 ) -> list[Outcome]:
     """Distil and score every cell; finished work is kept, a failure is an outcome, not the end.
 
@@ -80,10 +82,13 @@ def run_study(
         each: told of every cell as it ends, before its curve.
         engine: does pools, sets and networks apart, before the cells are gone through; None for cell after cell here.
             What is searched for, curves, sets in few bits and full data are always done here.
+        shards: of the classes of each set, as tasks of the engine, where a method's classes are independent.
     Raises:
-        UsageError: a folder that holds a run of another recipe (before any work is done).
+        UsageError: a folder that holds a run of another recipe (before any work is done), shards without an engine.
         Interrupted: by a signal; the same call goes on.
     """
+    if shards > 1 and engine is None:
+        raise UsageError(f"shards={shards} without an engine to do them: name one, --engine serial will do")
     check_kept_steps(*(cell.recipe for cell in study.cells))
     loaded = load_cells(study, load)
     study = study.on(loaded)
@@ -93,7 +98,7 @@ def run_study(
         for cell in study.cells:
             if overwrite and not cell.recipe.open:
                 RunStore(out / cell.name).clear()
-        failures = Spread(study, loaded, out, cache or default_cache(), engine, reporter)()
+        failures = Spread(study, loaded, out, cache or default_cache(), engine, reporter, shards)()
     outcomes = []
     for cell in study.cells:
         reporter.say(f"--- {cell.name}")

@@ -39,9 +39,12 @@ def distill_run(
     cache: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    classes: tuple[int, ...] = (),
 ) -> SyntheticSet:
     """Make the recipe's synthetic set in `store`, going on from a snapshot where `resume` allows it.
 
+    Args:
+        classes: a shard of them; all by default.
     Raises:
         UsageError: the folder holds a run and neither `resume` nor `overwrite` was given, or a run of another recipe
             or on other training data.
@@ -60,7 +63,7 @@ def distill_run(
                     reporter.say(f"{store.root}: already finished")
                     return synthetic
                 store.reopen()
-            problem = _problem(recipe, method, data, reporter, cache)
+            problem = _problem(recipe, method, data, reporter, cache, classes)
             about = {
                 "recipe_hash": recipe.hash(),
                 "method_about": method.about(),
@@ -108,13 +111,18 @@ def check_kept_steps(*recipes: Recipe) -> None:
 
 
 def _problem(
-    recipe: Recipe, method: Method[Any], data: LabelledDataset, reporter: Reporter, cache: Path | None
+    recipe: Recipe,
+    method: Method[Any],
+    data: LabelledDataset,
+    reporter: Reporter,
+    cache: Path | None,
+    classes: tuple[int, ...],
 ) -> Problem:
     """All that the method may know, its pool and the process's runtime made ready."""
     runtime = distilling_runtime(recipe, method, data)
     pool = pretrain_pool(recipe, data, reporter, cache=cache) if method.needs_pool else None
     runtime.start()
-    problem = bare_problem(recipe, data, runtime, pool)
+    problem = replace(bare_problem(recipe, data, runtime, pool), classes=classes or tuple(range(data.spec.num_classes)))
     if not recipe.saving.features:
         return problem
     folder = (cache or default_cache()) / "features"

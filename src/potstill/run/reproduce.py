@@ -107,12 +107,13 @@ def reproduce(
     reporter: Reporter,
     cache: Path | None = None,
     engine: Engine | None = None,
+    shards: int = 1,
 ) -> Result:
     """Distil and score the sets of the cells; finished work is kept.
 
     Args:
         seeds: sets of each cell, of the seeds 0, 1, ...
-        engine: see `run_study`.
+        engine, shards: see `run_study`.
     Raises:
         Interrupted: by a signal; the same call goes on.
     """
@@ -124,9 +125,10 @@ def reproduce(
     def told(outcome: Outcome) -> None:
         ahead.tick(outcome.folder.name)
 
+    how: dict[str, Any] = {"out": out / RUNS, "reporter": reporter, "cache": cache, "engine": engine, "shards": shards}
     for group in rounds(jobs):
         study = Study(tuple(cell for _, cell in group))
-        outcomes = run_study(study, data, out=out / RUNS, reporter=reporter, cache=cache, each=told, engine=engine)
+        outcomes = run_study(study, data, each=told, **how)
         failures |= {o.folder.name: o.failure for o in outcomes if o.failure}
     for item in _whole(cells):
         failures |= _train_on_whole(item, data, out, reporter)

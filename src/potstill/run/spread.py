@@ -18,10 +18,11 @@ from .engine.base import Engine
 from .pretrain import run_keys
 from .progress import Reporter
 from .score import missing_networks
+from .shards import join, shard_folder, shards
 from .signals import interruptible
 from .store import RunStore
 from .study import Cell, Study
-from .task import Files, Task, pack_data, read_files
+from .task import OF, Files, Task, data_name, pack_data, read_files
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Spread:
 
     Attributes:
         data: of each cell by its name.
+        shards: of the classes of each set, where a method's classes are independent; they are joined here.
         failures: cells that cannot be finished, and why.
     """
 
@@ -39,6 +41,7 @@ class Spread:
     cache: Path
     engine: Engine
     reporter: Reporter
+    shards: int = 1
     failures: dict[str, str] = field(default_factory=dict)
 
     def __call__(self) -> dict[str, str]:
@@ -46,6 +49,7 @@ class Spread:
         with interruptible("the study"):
             self._do("pools", self._members())
             self._do("sets", self._distillations())
+            self._join()
             self._do("networks", self._networks())
         return self.failures
 
@@ -64,9 +68,10 @@ class Spread:
 
     def _keep(self, task: Task, files: Files) -> None:
         store = RunStore(self.out / task.cell)
-        place = {"member": self.cache / "pool", "distil": store.root, "network": store.scores}[task.kind]
+        run = self._shard(store, task.classes)
+        place = {"member": self.cache / "pool", "distil": run.root, "network": store.scores}[task.kind]
         # The finished set comes last: with it the run counts as done.
-        for name in sorted(files, key=lambda name: place / name == store.distilled):
+        for name in sorted(files, key=lambda name: place / name == run.distilled):
             write_atomically(place / name, files[name])
 
     def _cells(self) -> Iterator[tuple[Cell, RunStore]]:
@@ -93,8 +98,32 @@ class Spread:
             if missing := [name for name in self._pool(cell) if not (self.cache / name).exists()]:
                 self.failures[cell.name] = f"{len(missing)} networks of its pool are missing"
                 continue
-            begun = [f"run/{name}" for name in read_files(store.root)] if store.snapshot.exists() else []
-            yield self._task("distil", cell, inputs=(*self._pool(cell), *begun))
+            split = self._split(cell)
+            if split and cell.recipe.budget.minutes is not None:
+                why = "a budget would end its shards at different steps; leave out --shards or budget.minutes"
+                self.failures[cell.name] = why
+                continue
+            for classes in split or [()]:
+                run = self._shard(store, classes)
+                if not run.distilled.exists():
+                    place = run.root.relative_to(self.out).as_posix()
+                    begun = [f"{place}{OF}run/{name}" for name in read_files(run.root)] if run.snapshot.exists() else []
+                    yield self._task("distil", cell, inputs=(*self._pool(cell), *begun), classes=classes)
+
+    def _join(self) -> None:
+        """Sets of which all shards are there."""
+        for cell, store in self._cells():
+            parts = [self._shard(store, classes) for classes in self._split(cell)]
+            if parts and not store.distilled.exists() and all(part.distilled.exists() for part in parts):
+                join(store, parts)
+
+    def _split(self, cell: Cell) -> list[tuple[int, ...]]:
+        """The classes of each shard of a cell; none where it is distilled whole."""
+        split = shards(self.data[cell.name].spec.num_classes, self.shards)
+        return split if len(split) > 1 and cell.recipe.build_method().independent_classes else []
+
+    def _shard(self, store: RunStore, classes: tuple[int, ...]) -> RunStore:
+        return RunStore(store.root / shard_folder(classes)) if classes else store
 
     def _networks(self) -> Iterator[Task]:
         for cell, store in self._cells():
@@ -109,9 +138,10 @@ class Spread:
         keys = [key for run in run_keys(recipe, self.data[cell.name]) for key in run]
         return tuple(f"pool/{key.digest()}.safetensors" for key in keys)
 
-    def _task(self, kind: str, cell: Cell, index: int = 0, inputs: tuple[str, ...] = ()) -> Task:
-        data = f"data-{self.data[cell.name].spec.fingerprint}"
-        return Task(kind, cell.name, cell.recipe.to_dict(), data, index, inputs)
+    def _task(
+        self, kind: str, cell: Cell, index: int = 0, inputs: tuple[str, ...] = (), classes: tuple[int, ...] = ()
+    ) -> Task:
+        return Task(kind, cell.name, cell.recipe.to_dict(), data_name(self.data[cell.name]), index, inputs, classes)
 
 
 class _Inputs(Mapping[str, bytes]):
@@ -123,13 +153,14 @@ class _Inputs(Mapping[str, bytes]):
 
     def __getitem__(self, name: str) -> bytes:
         spread, cell = self._spread, self._cell_of[name]
-        if name == f"data-{spread.data[cell].spec.fingerprint}":
+        if name == data_name(spread.data[cell]):
             return pack_data(spread.data[cell])
         store = RunStore(spread.out / cell)
         if name == f"{cell}.safetensors":
             return store.distilled.read_bytes()
-        folder, _, rest = name.partition("/")
-        return ((spread.cache / "pool") if folder == "pool" else store.root).joinpath(rest).read_bytes()
+        place, begun, rest = name.partition(OF)
+        path = spread.out / place / rest.removeprefix("run/") if begun else spread.cache / name
+        return path.read_bytes()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._cell_of)

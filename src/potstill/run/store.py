@@ -9,6 +9,7 @@ scores/kept/STEP/NETWORK-...     of the kept sets, and of the initial one as ste
 search/asked.yaml, search/chosen.json, search/trials.json   of a run whose recipe left something open: what was asked
                                  and chosen; search/study.yaml, search/TRIAL/ its trials, each a run folder
 stored_bits_N/distilled.safetensors, stored_bits_N/scores/NETWORK-...   the set in N bits a number, where asked for
+state/shards/FIRST-LAST/         of shards of the classes until they are joined, each a run folder
 cell.json                        its label in a study, the paper's value, images held out for scoring
 failure.json                     why the last attempt failed; gone when the run is taken up again
 
@@ -22,6 +23,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -235,6 +237,7 @@ class RunStore:
 
     def clear(self) -> None:
         """Forget everything a former run left here, other people's files excepted."""
+        shutil.rmtree(self.root / "state" / "shards", ignore_errors=True)
         for path in (self.distilled, self.snapshot, self.metrics, self.initial, self.preview):
             path.unlink(missing_ok=True)
         single = ("report.html", "cell.json", "env.json", "times.json", "failure.json")

@@ -29,6 +29,8 @@ from .progress import Reporter
 from .score import evaluate_set
 from .store import RunStore
 
+#: In the name of an input, between the place that it is of and the name that it has where the task is done.
+OF = "::"
 #: Files by their names below a folder.
 Files = Mapping[str, bytes]
 
@@ -43,7 +45,9 @@ class Task:
         recipe: of the cell, as `resolve` reads it.
         index: which training run of the pool, or which evaluation network.
         data: name of the input that holds the data set.
-        inputs: names of the other inputs: members of the pool, what an earlier attempt left, the set to score.
+        inputs: names of the other inputs: members of the pool, what an earlier attempt left, the set to score. What
+            stands before `OF` tells them from those of other cells.
+        classes: of a shard of the cell's set; all where there are none.
         version: of the potstill that the study belongs to.
     """
 
@@ -53,12 +57,19 @@ class Task:
     data: str
     index: int = 0
     inputs: tuple[str, ...] = ()
+    classes: tuple[int, ...] = ()
     version: str = __version__
 
     @property
     def key(self) -> str:
         """Content address."""
         return blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+def data_name(data: LabelledDataset) -> str:
+    """Of the input that holds the data set: by content and by how it is read, normalisation and mirroring included."""
+    spec = json.dumps(data.spec.to_json(), sort_keys=True)
+    return f"data-{blake2b(spec.encode(), digest_size=12).hexdigest()}"
 
 
 def pack_data(data: LabelledDataset) -> bytes:
@@ -81,9 +92,10 @@ def perform(task: Task, inputs: Mapping[str, bytes], known: dict[str, LabelledDa
     if task.data not in known:
         known[task.data] = pickle.loads(inputs[task.data])
     folder = default_cache() / "tasks" / task.key
-    for name in task.inputs:
+    for named in task.inputs:
+        name = named.rpartition(OF)[2]
         if not (name.startswith("run/") and (folder / name).exists()):  # what was done here goes further
-            write_atomically(folder / name, inputs[name])
+            write_atomically(folder / name, inputs[named])
     files = _KINDS[task.kind](task, resolve(task.recipe), known[task.data], folder)
     shutil.rmtree(folder, ignore_errors=True)
     return files
@@ -104,7 +116,8 @@ def _member(task: Task, recipe: Recipe, data: LabelledDataset, folder: Path) -> 
 
 
 def _distil(task: Task, recipe: Recipe, data: LabelledDataset, folder: Path) -> Files:
-    distill_run(recipe, data, RunStore(folder / "run"), Reporter(quiet=True), cache=folder, resume=True)
+    store, quiet = RunStore(folder / "run"), Reporter(quiet=True)
+    distill_run(recipe, data, store, quiet, cache=folder, resume=True, classes=task.classes)
     return read_files(folder / "run")
 
 

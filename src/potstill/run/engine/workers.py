@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from threading import Thread
 
-from ...machine.runtime import usable_threads
+from ...machine.runtime import usable_cores, usable_threads
 from ...spec import LabelledDataset
 from ..task import Task
 from .base import RETRIES, Done, attempt, lost
@@ -78,7 +78,8 @@ class Workers(AbstractContextManager["Workers"]):
         context = get_context("spawn")  # a fork would inherit the locks of torch's threads
         number = min(set(range(self.count)) - {worker.number for worker, _, _ in busy.values()})
         ours, theirs = context.Pipe()
-        place = max(1, usable_threads() // self.count), number if _gpus() else None
+        threads = max(1, usable_threads() // self.count)
+        place = threads, core_group(usable_cores(), number, self.count), number if _gpus() else None
         process = context.Process(target=_serve, args=(theirs, *place), daemon=True)
         with signals_held_back():
             process.start()
@@ -101,9 +102,18 @@ def _end(worker: _Worker) -> None:
     worker.process.join(SECONDS_TO_END)
 
 
-def _serve(connection: Connection, threads: int, gpu: int | None) -> None:
+def core_group(cores: Sequence[int], number: int, count: int) -> list[int]:
+    """The cores of one of `count` workers: neighbours, its own alone unless there are more workers than cores."""
+    size = max(1, len(cores) // count)
+    first = number * size % (len(cores) // size * size)
+    return list(cores[first : first + size])
+
+
+def _serve(connection: Connection, threads: int, cores: list[int], gpu: int | None) -> None:
     """The other process: task after task until nobody listens."""
     os.environ["OMP_NUM_THREADS"] = str(threads)  # what "auto" is settled by
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
     Thread(target=_end_with_the_parent, daemon=True).start()
