@@ -359,7 +359,8 @@ def test_no_augmentation_draws_no_operation(text: str, single: bool, seeded: tor
 
 @pytest.mark.parametrize("text", ["color_blur", "crop_", "colour"])
 def test_unknown_operation_is_refused_with_the_known(text: str) -> None:
-    with pytest.raises(UsageError, match=rf"in '{text}'.*color, crop, cutout, flip, scale, rotate, or none"):
+    known = "color, crop, cutout, flip, scale, rotate of images, time_shift, gain, mask of sound, or none"
+    with pytest.raises(UsageError, match=rf"in '{text}'.*{known}"):
         Strategy.parse(text)
 
 

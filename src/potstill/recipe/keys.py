@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from ..errors import UsageError
 from ..methods import METHODS
-from .resolve import in_words, kinds, shown
+from .layers import Layer
+from .resolve import in_words, kinds, preset, shown
 from .sections import Recipe
 
 
@@ -25,10 +26,20 @@ class Key:
 
 
 def keys_of(method: str = "dsdm") -> list[Key]:
-    """All keys of a recipe for a method, in the order of a resolved recipe."""
+    """All keys of a recipe for a method, in the order of a resolved recipe; defaults are those of its preset."""
     rest = [key for name in kinds(Recipe) if name not in ("method_name", "method") for key in _of_field(Recipe, name)]
     name = Key("method.name", in_words(str), "dsdm", meanings(Recipe)["method_name"])
-    return [name, *section_keys(METHODS[method].Config, "method."), *rest]
+    own = dict(_flat(preset(method, "potstill")))
+    keys = [name, *section_keys(METHODS[method].Config, "method."), *rest]
+    return [replace(key, default=_written(own[key.name])) if key.name in own else key for key in keys]
+
+
+def _flat(layer: Layer, above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in layer.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
 
 
 def find_keys(words: str, method: str = "dsdm") -> list[Key]:
@@ -57,9 +68,13 @@ def _of_field(cls: Any, name: str, above: str = "") -> Iterator[Key]:
         return
     (entry,) = (entry for entry in fields(cls) if entry.name == name)
     default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
-    default = list(default) if isinstance(default, tuple) else default
-    text = default if isinstance(default, str) and default else shown(default)
-    yield Key(f"{above}{name}", in_words(kind), text, meanings(cls)[name])
+    yield Key(f"{above}{name}", in_words(kind), _written(default), meanings(cls)[name])
+
+
+def _written(value: Any) -> str:
+    """A value as a recipe has it."""
+    value = list(value) if isinstance(value, tuple) else value
+    return value if isinstance(value, str) and value else shown(value)
 
 
 def meanings(cls: type) -> dict[str, str]:
