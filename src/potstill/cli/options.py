@@ -175,7 +175,6 @@ def add_dry_run(parser: argparse.ArgumentParser) -> None:
 def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
-        choices=("serial", "processes", "ray"),
         metavar="NAME",
         help="who does pools, sets and networks: serial, processes, or ray (RAY_ADDRESS or a local cluster); "
         "default: one run after another",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from ..errors import UsageError
 from ..methods import METHODS
-from .layers import Layer
+from .layers import flat
 from .resolve import in_words, kinds, preset, shown
 from .sections import Recipe
 
@@ -29,17 +29,9 @@ def keys_of(method: str = "dsdm") -> list[Key]:
     """All keys of a recipe for a method, in the order of a resolved recipe; defaults are those of its preset."""
     rest = [key for name in kinds(Recipe) if name not in ("method_name", "method") for key in _of_field(Recipe, name)]
     name = Key("method.name", in_words(str), "dsdm", meanings(Recipe)["method_name"])
-    own = dict(_flat(preset(method, "potstill")))
+    own = dict(flat(preset(method, "potstill")))
     keys = [name, *section_keys(METHODS[method].Config, "method."), *rest]
     return [replace(key, default=_written(own[key.name])) if key.name in own else key for key in keys]
-
-
-def _flat(layer: Layer, above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in layer.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
 
 
 def find_keys(words: str, method: str = "dsdm") -> list[Key]:

@@ -6,7 +6,7 @@ Several become one by `merge`, later ones over earlier ones, key by key.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -74,6 +74,15 @@ def _put(target: dict[str, Any], layer: Layer, above: tuple[str, ...]) -> None:
             _put(place[key], value, (*above, *path))
         else:
             place[key] = value.item() if isinstance(value, np.generic) else value  # as loops over arrays have it
+
+
+def flat(layer: Layer, above: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys of a nested layer by their dotted names."""
+    for key, value in layer.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
 
 
 def read_recipe(source: str | Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from ..errors import DataError
 from ..files import write_atomically
@@ -81,16 +81,7 @@ def render_report(records: Sequence[RunRecord]) -> str:
     # One set stands for all seeds: pictures of the others would differ by nothing one can see.
     groups = group_runs(records)
     shown = [group[0] for group in groups]
-    # The template's names are untrusted text: class names, data sets, recipes.
-    environment = Environment(
-        loader=PackageLoader("potstill", "report/templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["typeset"] = typeset
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         title=describe_title(records),
         done=[describe_runs(group) for group in groups],
         results=describe_results(rows),
@@ -125,6 +116,19 @@ def _cost_figures(curves: Sequence[CostCurve]) -> list[CurveFigure]:
         caption = f"{dataset}, IPC {ipc}: {network}, protocol {protocol}, {epochs:,} epochs"
         figures.append(CurveFigure(caption, inline_svg(cost_figure(drawn, labels), f"a{i}-")))
     return figures
+
+
+def template(name: str) -> Template:
+    """A page's template; what it is given is untrusted text: names of classes and data sets, recipes."""
+    environment = Environment(
+        loader=PackageLoader("potstill", "report/templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["typeset"] = typeset
+    return environment.get_template(name)
 
 
 def typeset(text: str) -> str:

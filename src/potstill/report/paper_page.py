@@ -6,13 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from ..escape import markdown
 from ..files import SCHEMA_VERSION, write_atomically
 from ..run.environment import command as command_line
 from ..run.store import dump_json
-from .page import typeset
+from .page import template
 from .paper_figures import Drawing
 from .paper_tables import DETAILS, WRITERS, Filled, cells_of, details_of, to_markdown
 from .stored import RECORDS, StoredRun, records_of
@@ -71,15 +69,7 @@ def render_text(filled: Sequence[Filled], figures: Mapping[str, Sequence[Drawing
 
 def render_page(filled: Sequence[Filled], figures: Mapping[str, Sequence[Drawing]]) -> str:
     """One HTML page without scripts or anything from elsewhere; the same records give the same text."""
-    environment = Environment(
-        loader=PackageLoader("potstill", "report/templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["typeset"] = typeset
-    return environment.get_template("paper.html.j2").render(
+    return template("paper.html.j2").render(
         filled=filled,
         figures={one.table.name: figures.get(one.table.name, ()) for one in filled},
         schedule=filled[0].schedule,

@@ -17,8 +17,8 @@ from ..errors import UsageError
 from ..learning.pool import SCHEDULES as POOL_SCHEDULES
 from ..methods import METHODS
 from ..recipe import Layer, Recipe, merge, resolve
-from ..recipe.layers import shipped
-from .study import Cell, Draft, Plan, flat, parse_plan
+from ..recipe.layers import flat, shipped
+from .study import Cell, Draft, Plan, parse_plan
 
 #: What there is to reproduce.
 TABLES = (*(f"table{i}" for i in range(1, 5)), *(f"figure{i}" for i in range(3, 9)))

@@ -28,6 +28,7 @@ from ..errors import DataError, UsageError
 from ..files import write_atomically
 from ..methods import METHODS
 from ..recipe import Layer, Recipe, merge, of_method, resolve
+from ..recipe.layers import flat
 from ..recipe.text import from_yaml, to_yaml
 from ..sets.parameterisations import Factor
 from ..spec import LabelledDataset
@@ -393,12 +394,3 @@ def difference(there: Recipe, here: Recipe) -> str:
         if old.get(key) != new.get(key) and key.partition(".")[0] not in unscored:
             return f"{key} {old.get(key)}, not {new.get(key)}"
     return f"recipe {there.hash()}, not {here.hash()}"
-
-
-def flat(record: Layer, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values."""
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
