@@ -41,18 +41,16 @@ def spaces() -> Iterator[None]:
     try:
         for name in NAMES:
             ip("netns", "add", name)
-    except subprocess.CalledProcessError as error:
-        remove()
-        pytest.skip(f"network namespaces cannot be made here: {error.stderr.strip()}")
-    try:
         ip("link", "add", "psa", "netns", NAMES[0], "type", "veth", "peer", "name", "psb", "netns", NAMES[1])
         for name, link, address in zip(NAMES, ("psa", "psb"), ADDRESSES, strict=True):
             ip("-n", name, "addr", "add", f"{address}/24", "dev", link)
             for one in ("lo", link):
                 ip("-n", name, "link", "set", one, "up")
-        yield
-    finally:
+    except subprocess.CalledProcessError as error:
         remove()
+        pytest.skip(f"network namespaces cannot be made here: {error.stderr.strip()}")
+    yield
+    remove()
 
 
 def remove() -> None:
