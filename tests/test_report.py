@@ -116,6 +116,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         kept: dict[int, Sequence[float]] | None = None,
         bytes_stored: int | None = None,
         cell: dict[str, Any] | None = None,
+        keys: dict[str, Any] | None = None,
         **recipe: Any,
     ) -> Path:
         folder = tmp_path / "runs" / name
@@ -124,7 +125,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         steps = {} if method.startswith("random") else {"steps": 20}
         config = {
             "data": {"name": "toy"},
-            "method": {"name": method, **steps},
+            "method": {"name": method, **steps, **(keys or {})},
             "ipc": 2,
             "factor": [1, 1],
             "seed": seed,
@@ -443,6 +444,46 @@ def test_sound_is_told_in_samples(make_run: MakeRun):
     page = " ".join(parse(render_report(records)).text.split())
     assert "dsdm on toy, 2 samples per class" in page and "2 stored samples per class" in page
     assert "% of the held-out samples right" in page and "% of the test samples right" in page
+
+
+@pytest.mark.parametrize(
+    ("method", "augment", "modality", "name"),
+    [
+        ("dsa", "color_crop_cutout_flip_scale_rotate", "sound", "dsa (= dc)"),
+        ("dsa", None, "sound", "dsa (= dc)"),  # the method's own default
+        ("dsa", "time_shift_gain_mask", "sound", "dsa"),
+        ("dsa", "color_crop_cutout_flip_scale_rotate", "image", "dsa"),
+        ("dsa", "none", "image", "dsa (= dc)"),
+        ("dsa", "sparkle", "sound", "dsa"),  # an operation of another version
+        ("cafe_dsa", None, "sound", "cafe_dsa (= cafe)"),
+        ("dc", "none", "sound", "dc"),
+    ],
+)
+def test_dsa_is_shown_as_dc_where_nothing_is_augmented(
+    make_run: MakeRun, method: str, augment: str | None, modality: str, name: str
+):
+    plain = make_set()
+    distilled = replace(plain, spec=replace(plain.spec, modality=modality, mirror=False))
+    facts = {"accuracies": (0.8,), "kept": {10: (0.5,)}, "metrics": make_metrics(20)}
+    keys = {} if augment is None else {"augment": augment}
+    folder = make_run("d", method, distilled=distilled, keys=keys, **facts)
+    records = collect(folder.parent)
+    assert f"| {name} | 80.00 (1 x 1) |" in to_markdown(records)
+    page = render_report(records)
+    text = " ".join(parse(page).text.split())
+    assert f"{name} on toy" in text and f"{name}: 80.00 % of the test" in text
+    assert page.count(f"<figcaption>{name}</figcaption>") == 2  # pictures and losses
+    (row,) = rows_to_json(records)
+    assert row["method"] == method and bool(row["same_as"]) == ("=" in name)
+    assert [curve.same_as for curve in cost_curves(records)] == [row["same_as"]]
+
+
+def test_a_run_of_dsa_on_known_sound_is_shown_as_dc_before_it_has_a_set(make_run: MakeRun):
+    """A failed run has a row too."""
+    folder = make_run("d", "dsa", failure="no room", data={"name": "mini_speech_commands"})
+    records = collect(folder.parent)
+    assert [row.name for row in make_rows(records)] == ["dsa (= dc)"]
+    assert records[0].modality == "sound"
 
 
 def test_every_format_has_the_share_of_the_full_data(collection: Path):

@@ -16,6 +16,9 @@ import pytest
 from potstill.cli import main
 from potstill.errors import Interrupted, UsageError
 from potstill.methods import METHODS
+from potstill.report.paper import fill
+from potstill.report.paper_page import render_page
+from potstill.report.paper_tables import Filled, to_markdown
 from potstill.report.stored import RECORDS
 from potstill.run import paper
 from potstill.run.estimate import Estimate
@@ -404,6 +407,21 @@ def test_the_best_set_on_the_way_is_told_and_is_no_result(small: None, call: Cal
     assert cell["mean"] == score["accuracy"] and cell["test_selected"] == {"mean": 0.9, "step": 4}
     text = (tmp_path / "other" / "table4.md").read_text()
     assert "Selected on the test split (not a result): random, 1 would have 90.00 after 4 steps." in text
+
+
+@pytest.mark.parametrize(
+    ("table", "augment", "shown"),
+    [("table2", None, "dsa (= dc)"), ("table2", "time_shift_gain_mask", "dsa"), ("table1", None, "dsa")],
+)
+def test_dsa_stands_as_dc_where_its_table_is_of_sound(table: str, augment: str | None, shown: str) -> None:
+    over = [{"methods": {"dsa": {"augment": augment}}}] if augment else []
+    cells = read_table(table, "paper", over)
+    filled = Filled(cells, tuple(fill(cells, [])), "")
+    labels = {label for panel in filled.panels for label, _ in panel.rows}
+    assert {label for label in labels if label.startswith("dsa")} == {shown}
+    assert f"| {shown} |" in to_markdown(filled) and f"<td>{shown}</td>" in render_page([filled], {})
+    same = {record["same_as"] for record in filled.to_json()["cells"] if record["cell"] == "dsa"}
+    assert same == {"dc" if "=" in shown else ""}
 
 
 # --- runs of several machines

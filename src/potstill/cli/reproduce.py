@@ -194,7 +194,7 @@ def _print(
         print(printable(f"{one.table.plan.title}. {one.counts}"))
         for entry in one.entries:
             if entry.cell.name in chosen and (entry.scores or options.only):
-                name = ", ".join([entry.cell.label, *map(str, entry.cell.draft.at.values())])
+                name = ", ".join([entry.label, *map(str, entry.cell.draft.at.values())])
                 value = ours_text(entry) if entry.scores else f"empty ({entry.empty_because})"
                 paper, difference = paper_text(entry), difference_text(entry)
                 print(printable(f"  {name:36s} ours {value}   paper {paper}   difference {difference}"))

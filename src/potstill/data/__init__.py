@@ -18,11 +18,19 @@ from .holdout import holdout_split
 from .own import folder, npz, objects, sound  # noqa: F401  (they enter themselves in the registries)
 from .published import cifar, digits, idx, speech_commands, svhn  # noqa: F401  (they enter themselves in the registries)
 from .published.hub import from_hub
-from .records import DATASETS, FORMATS, MissingFiles, RawDataset, Size, as_sides, default_data_dir, logger
+from .records import DATASETS, FORMATS, KnownSet, MissingFiles, RawDataset, Size, as_sides, default_data_dir, logger
 
-__all__ = ["DATASETS", "default_data_dir", "holdout_split", "load_dataset"]
+__all__ = ["DATASETS", "default_data_dir", "holdout_split", "known_set", "load_dataset"]
 
 ALIASES = {"speech": "mini_speech_commands"}
+
+
+def known_set(name: str) -> KnownSet | None:
+    """The facts of a published set by its name; None for a path."""
+    name = ALIASES.get(name, name)
+    if name not in DATASETS:
+        return None
+    return DATASETS[name]
 
 
 def load_dataset(

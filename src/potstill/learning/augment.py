@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UsageError
-from ..spec import DatasetSpec
+from ..spec import AUGMENTATION, DatasetSpec
 
 log = logging.getLogger("potstill")
 
@@ -76,14 +76,21 @@ class Strategy:
         return Strategy(tuple(n for n in self.operations if n not in names), self.single)
 
 
-def strategy_for(spec: DatasetSpec, text: str, *, single: bool = False) -> Strategy:
+def suited(text: str, modality: str, *, mirror: bool, single: bool = False) -> Strategy:
     """The operations of a DSA string that suit the kind of data: no mirroring of letters, for sound its own alone.
 
     A spectrogram turned or cut like an image is another sound.
     """
-    asked, usual = Strategy.parse(text, single=single), Strategy.parse(spec.augmentation, mirror=spec.mirror)
-    kept = asked.without(*(set(KNOWN) - {*usual.operations, *(SOUND_OPERATIONS if spec.modality == "sound" else ())}))
-    if asked.operations and not kept.operations:
+    usual = (
+        SOUND_OPERATIONS if modality == "sound" else Strategy.parse(AUGMENTATION[modality], mirror=mirror).operations
+    )
+    return Strategy.parse(text, single=single).without(*(set(KNOWN) - set(usual)))
+
+
+def strategy_for(spec: DatasetSpec, text: str, *, single: bool = False) -> Strategy:
+    """What is `suited` to a data set, said where nothing of it is."""
+    kept = suited(text, spec.modality, mirror=spec.mirror, single=single)
+    if not kept.operations and Strategy.parse(text).operations:
         _say_once(spec.name, spec.modality)
     return kept
 

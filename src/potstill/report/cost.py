@@ -30,7 +30,7 @@ class CostPoint:
 
 @dataclass(frozen=True)
 class CostCurve:
-    """One method's points in the order of steps, the last of them its finished sets."""
+    """One method's points in the order of steps, the last of them its finished sets; `same_as` as in a row."""
 
     method: str
     dataset: str
@@ -40,6 +40,7 @@ class CostCurve:
     epochs: int
     runs: tuple[str, ...]
     points: tuple[CostPoint, ...]
+    same_as: str = ""
 
     @property
     def subject(self) -> tuple[Any, ...]:
@@ -70,8 +71,9 @@ def core_minutes(record: RunRecord, step: int) -> float | None:
 def _curves_of_group(group: Sequence[RunRecord]) -> list[CostCurve]:
     first = group[0]
     found = sorted({s.terms for record in group for scores in record.kept_scores.values() for s in scores})
+    names = tuple(record.name for record in group)
     return [
-        CostCurve(first.method, first.dataset, first.ipc, *terms, tuple(r.name for r in group), _points(group, terms))
+        CostCurve(first.method, first.dataset, first.ipc, *terms, names, _points(group, terms), first.same_as)
         for terms in found
     ]
 

@@ -18,7 +18,7 @@ from ..sets.export.pictures import image_grid, png
 from ..sets.synthetic import SyntheticSet
 from .cost import CostCurve, cost_curves
 from .curves import cost_figure, loss_curves
-from .read import RunRecord, collect
+from .read import RunRecord, collect, marked
 from .rows import FULL_DATA_ROW, group_runs, make_rows
 from .tables import shown_table
 from .words import describe_missing, describe_protocol, describe_results, describe_runs, describe_title
@@ -111,8 +111,8 @@ def _cost_figures(curves: Sequence[CostCurve]) -> list[CurveFigure]:
     for i, subject in enumerate(dict.fromkeys(curve.subject for curve in curves)):
         dataset, ipc, network, protocol, epochs = subject
         drawn = [curve for curve in curves if curve.subject == subject]
-        methods = [curve.method for curve in drawn]
-        labels = [c.method if methods.count(c.method) == 1 else f"{c.method} ({c.runs[0]})" for c in drawn]
+        methods = [marked(curve.method, curve.same_as) for curve in drawn]
+        labels = [m if methods.count(m) == 1 else f"{m} ({c.runs[0]})" for m, c in zip(methods, drawn, strict=True)]
         caption = f"{dataset}, IPC {ipc}: {network}, protocol {protocol}, {epochs:,} epochs"
         figures.append(CurveFigure(caption, inline_svg(cost_figure(drawn, labels), f"a{i}-")))
     return figures
@@ -140,7 +140,7 @@ def typeset(text: str) -> str:
 def _label(record: RunRecord, shown: Sequence[RunRecord]) -> str:
     """The cell's or method's name, with the folder's where several runs share it."""
     shared = sum(other.label == record.label for other in shown) > 1
-    return f"{record.label} ({record.name})" if shared else record.label
+    return f"{record.shown_label} ({record.name})" if shared else record.shown_label
 
 
 def _pictures(record: RunRecord, label: str) -> list[Picture]:

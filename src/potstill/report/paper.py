@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
+from ..data import known_set
 from ..errors import UsageError
 from ..evaluation import find_protocol
 from ..methods import METHODS
 from ..run.paper import PaperCell, PaperTable
 from ..scores import Score, Scores
-from .read import joined
+from .read import joined, marked, plain_method
 from .stored import StoredRun
 
 
@@ -34,6 +35,21 @@ class Entry:
             }.values()
         )
         return Scores(found) if found else None
+
+    @property
+    def same_as(self) -> str:
+        """The method that the cell's is without augmentation, where nothing of it suits the data; else ""."""
+        recipe = self.cell.recipe
+        known = known_set(recipe.data.name) if recipe else None
+        if recipe is None or known is None:
+            return ""
+        mirror = known.mirror if recipe.data.mirror is None else recipe.data.mirror
+        return plain_method(recipe.method_name, getattr(recipe.method, "augment", None), known.modality, mirror)
+
+    @property
+    def label(self) -> str:
+        """Of the cell for readers: `dsa (= dc)`."""
+        return marked(self.cell.label, self.same_as)
 
     @property
     def difference(self) -> float | None:
@@ -107,6 +123,7 @@ class Entry:
         return {
             "table": cell.table,
             "cell": cell.label,
+            "same_as": self.same_as,
             **{key: cell.facts[key] for key in ("method", "dataset", "ipc", "factor", "network")},
             "network": network,
             "protocol": protocol,
@@ -234,8 +251,8 @@ def panels(entries: Sequence[Entry]) -> list[Panel]:
 
 def _panel(outer: dict[str, Any], key: str, entries: Sequence[Entry]) -> Panel:
     values = list(dict.fromkeys(_last(entry) for entry in entries))
-    found = {(entry.cell.label, _last(entry)): entry for entry in entries}
-    labels = dict.fromkeys(entry.cell.label for entry in entries)
+    found = {(entry.label, _last(entry)): entry for entry in entries}
+    labels = dict.fromkeys(entry.label for entry in entries)
     rows = tuple((label, tuple(found.get((label, value)) for value in values)) for label in labels)
     title = ", ".join(place(name, value) for name, value in outer.items())
     return Panel(title, tuple(place(key, value) if key else "accuracy" for value in values), rows)

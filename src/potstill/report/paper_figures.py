@@ -90,7 +90,7 @@ def _steps(filled: Filled, places: Sequence[Path]) -> Any:
         for i, entry in enumerate(drawn):
             points = _line_of(entry)
             colour = COLOURS[1:][i % len(COLOURS[1:])]
-            _line(ax, [step for step, _ in points], [scores for _, scores in points], colour, entry.cell.label)
+            _line(ax, [step for step, _ in points], [scores for _, scores in points], colour, entry.label)
             if entry.cell.draft.paper is not None:
                 ax.plot(points[-1][0], entry.cell.draft.paper, marker="D", mfc="none", color=colour, linestyle="")
         ax.set_title(figure_text(title))
@@ -184,7 +184,7 @@ def _images(filled: Filled, places: Sequence[Path]) -> Any:
     figure.set_size_inches(WIDTH * len(sets), WIDTH)
     for ax, (entry, path) in zip(axes, sets, strict=True):
         ax.imshow(np.asarray(image_grid(SyntheticSet.load(Path(path)), max_classes=MOST_CLASSES)), interpolation="none")
-        ax.set_title(figure_text(entry.cell.label))
+        ax.set_title(figure_text(entry.label))
         ax.set_axis_off()
     return figure
 

@@ -124,7 +124,7 @@ def details_of(entry: Entry) -> list[str]:
     network, protocol, epochs = scores.scores[0].terms
     times = (entry.pool_seconds, entry.distill_seconds, entry.evaluate_seconds)
     return [
-        ", ".join([entry.cell.label, *(str(value) for value in entry.cell.draft.at.values())]),
+        ", ".join([entry.label, *(str(value) for value in entry.cell.draft.at.values())]),
         ours_text(entry),
         scores.n,
         entry.recipes or MISSING,

@@ -11,12 +11,20 @@ from typing import Any
 
 import yaml
 
-from ..errors import DataError
+from ..data import known_set
+from ..data.records import KnownSet
+from ..errors import DataError, UsageError
+from ..learning.augment import suited
+from ..methods import METHODS
 from ..run.score import stored_scores
 from ..run.store import FULL_DATA, RunStore
 from ..scores import Score
 from ..sets.parameterisations import Factor
 from ..sets.synthetic import SyntheticSet
+from ..spec import DatasetSpec
+
+#: Methods that differ by their augmentation alone from another.
+AUGMENTED = {"dsa": "dc", "cafe_dsa": "cafe"}
 
 
 @dataclass(frozen=True)
@@ -104,9 +112,25 @@ class RunRecord:
 
     @property
     def modality(self) -> str:
-        """The kind of data, "image" or "sound"; images before there is a set."""
+        """The kind of data, "image" or "sound"; before there is a set, of a known name's, else images."""
+        facts = self._facts
+        return facts.modality if facts else "image"
+
+    @property
+    def same_as(self) -> str:
+        """The method that this one is without augmentation, where nothing of it suits the data; else ""."""
+        facts, augment = self._facts, self.config["method"].get("augment")
+        return plain_method(self.method, augment, facts.modality, facts.mirror) if facts else ""
+
+    @property
+    def shown_label(self) -> str:
+        """The label, and which method this one is equal to on its data."""
+        return marked(self.label, self.same_as)
+
+    @property
+    def _facts(self) -> DatasetSpec | KnownSet | None:
         shown = self.distilled or self.initial
-        return shown.spec.modality if shown else "image"
+        return shown.spec if shown else known_set(str(self.config["data"]["name"]))
 
     @property
     def numbers_stored(self) -> int | None:
@@ -142,6 +166,22 @@ class RunRecord:
     def recipe_hash(self) -> str:
         hashes = [*(s.recipe_hash for s in self.scores), str(self.environment.get("recipe_hash") or "")]
         return joined(hashes)
+
+
+def plain_method(method: str, augment: str | None, modality: str, mirror: bool) -> str:
+    """The method that `method` is where none of its operations suits the data, as `dc` for `dsa` on sound; else ""."""
+    if method not in AUGMENTED:
+        return ""
+    try:
+        kept = suited(METHODS[method].Config().augment if augment is None else augment, modality, mirror=mirror)
+    except UsageError:  # operations of another version
+        return ""
+    return "" if kept.operations else AUGMENTED[method]
+
+
+def marked(name: str, same_as: str) -> str:
+    """`dsa (= dc)`."""
+    return f"{name} (= {same_as})" if same_as else name
 
 
 def is_run(folder: Path) -> bool:

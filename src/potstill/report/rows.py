@@ -11,7 +11,7 @@ from typing import Any
 from ..run.store import FULL_DATA
 from ..scores import Score, Scores, counts_text
 from ..sets.parameterisations import Factor
-from .read import RunRecord, joined
+from .read import RunRecord, joined, marked
 
 #: The rows that a gain is counted from; the first keeps whole images, the second is the undistilled mosaic.
 RANDOM_METHODS = ("random", "random_mix")
@@ -47,6 +47,7 @@ class Row:
         holdout: training samples that were held out and scored on, in place of the test split; 0 for that.
         modality: of the data, "image" or "sound".
         stored_bits: of a stored number; None for the full data.
+        same_as: the method that this one is without augmentation, where nothing of it suits the data; "" elsewhere.
     """
 
     method: str
@@ -84,11 +85,17 @@ class Row:
     stored_as: str = ""
     modality: str = "image"
     stored_bits: int | None = None
+    same_as: str = ""
 
     @property
     def name(self) -> str:
         """What readers know the row by: its cell in a study, else its method."""
-        return self.label or self.method
+        return marked(self.label or self.method, self.same_as)
+
+    @property
+    def shown_method(self) -> str:
+        """The method, and which one it is equal to on this data: `dsa (= dc)`."""
+        return marked(self.method, self.same_as)
 
     @property
     def over_paper(self) -> float | None:
@@ -296,6 +303,7 @@ def _row_of_runs(runs: Sequence[RunRecord]) -> Row:
         holdout=int(first.cell.get("holdout") or 0),
         modality=first.modality,
         stored_bits=first.stored_bits,
+        same_as=first.same_as,
     )
 
 

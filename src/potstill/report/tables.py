@@ -96,8 +96,8 @@ def _note(row: Row) -> str:
 
 
 COLUMNS = (
-    Column("cell", lambda row: row.name if row.name != row.method else "", sparse=True),
-    Column("method", lambda row: ", ".join(filter(None, (row.method, row.bits)))),
+    Column("cell", lambda row: row.name if row.name != row.shown_method else "", sparse=True),
+    Column("method", lambda row: ", ".join(filter(None, (row.shown_method, row.bits)))),
     Column("accuracy, %", accuracy_text, number=True),
     Column("paper, %", lambda row: "" if row.paper is None else f"{row.paper:g}", number=True, sparse=True),
     Column("over paper, points", lambda row: _percent(row.over_paper, "+"), number=True, sparse=True),

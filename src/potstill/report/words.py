@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 from ..evaluation import PROTOCOLS, Scheduled
 from ..learning.fit import Schedule
 from ..methods import METHODS
-from .read import RunRecord
+from .read import RunRecord, marked
 from .rows import RANDOM_METHODS, Row, better_random
 from .tables import noun
 
 
 def describe_title(records: Sequence[RunRecord]) -> str:
     """A title such as "dsdm on digits, 10 images per class"."""
-    methods, datasets = _unique(r.method for r in records), _unique(r.dataset for r in records)
+    methods, datasets = _unique(marked(r.method, r.same_as) for r in records), _unique(r.dataset for r in records)
     ipcs = _unique(str(r.ipc) for r in records)
     who = methods[0] if len(methods) == 1 else f"{len(methods)} methods"
     what = noun(records[0]) if ipcs != ["1"] else noun(records[0]).removesuffix("s")
@@ -53,7 +53,7 @@ def describe_runs(group: Sequence[RunRecord]) -> str:
         rows, columns = record.factor
         tiles = f", each a mosaic of {rows} x {columns} smaller ones" if (rows, columns) != (1, 1) else ""
     what = str(record.environment.get("method_about", "")).rstrip(".")
-    text = f"{record.label}{f' ({what})' if what else ''}: {record.ipc} stored {noun(record)} per class{tiles}"
+    text = f"{record.shown_label}{f' ({what})' if what else ''}: {record.ipc} stored {noun(record)} per class{tiles}"
     if record.numbers_stored:
         text += f", {record.numbers_stored:,} numbers in all"
     if record.steps_planned:
