@@ -9,16 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from ..errors import RunError, UsageError
 from ..machine.chunks import chunks
 from ..machine.runtime import Runtime
-from ..networks import Backbone
+from ..networks import Backbone, build_network
 from ..spec import DatasetSpec, Split
 from .augment import strategy_for
+from .gradients import Weights
 from .inner import Batch, Learner, epoch_of
 from .optim import Rule
 from .view import View
@@ -102,14 +105,8 @@ def fit(
     """
     network.to(runtime.device).requires_grad_(True)
     images, labels = data.images.to(runtime.device), data.labels.to(runtime.device)
-    learner = Learner(
-        network,
-        spec,
-        runtime,
-        rule=rule_of(schedule),
-        strategy=strategy_for(spec, schedule.augment, single=schedule.augment_single),
-        cutmix=schedule.cutmix if spec.modality == "image" else 0.0,
-    )
+    learner = _learner(network, spec, runtime, schedule)
+    step = learner.step if schedule.decay == "one_cycle" else learner.replayed  # few rates are few graphs
     weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
     memory = learner.init(weights)
     steps_per_epoch = math.ceil(len(data) / schedule.batch)
@@ -128,7 +125,7 @@ def fit(
         total, seen = torch.zeros((), device=runtime.device), 0
         for x, y, stream in epoch_of(images, labels, schedule.batch, seed, epoch):
             rate = schedule.rate(epoch, (done + 0.5) / (steps_per_epoch * schedule.epochs))
-            weights, memory, loss = learner.step(weights, memory, Batch(x, y, rate, stream), done - started)
+            weights, memory, loss = step(weights, memory, Batch(x, y, rate, stream), done - started)
             total += loss * len(y)
             seen, done = seen + len(y), done + 1
             if any(step == done for step, _ in moments):
@@ -156,19 +153,61 @@ def rule_of(schedule: Schedule) -> Rule:
     raise UsageError(f"optimizer={schedule.optimizer!r}: use sgd or adamw")
 
 
-@torch.no_grad()
-def accuracy(network: Backbone, data: Split, spec: DatasetSpec, runtime: Runtime, *, batch: int = 1024) -> float:
+def _learner(network: Backbone, spec: DatasetSpec, runtime: Runtime, schedule: Schedule) -> Learner:
+    """Networks of one architecture share a learner, whose graphs are compiled once."""
+    build = _shared_learner if network.architecture else _new_learner
+    return build(network.architecture or network, spec, runtime, schedule)
+
+
+def _new_learner(network: Backbone | str, spec: DatasetSpec, runtime: Runtime, schedule: Schedule) -> Learner:
+    return Learner(
+        build_network(network, spec, 0) if isinstance(network, str) else network,
+        spec,
+        runtime,
+        rule=rule_of(schedule),
+        strategy=strategy_for(spec, schedule.augment, single=schedule.augment_single),
+        cutmix=schedule.cutmix if spec.modality == "image" else 0.0,
+    )
+
+
+_shared_learner = lru_cache(maxsize=2)(_new_learner)
+
+
+def accuracy(network: Backbone, data: Split, spec: DatasetSpec, runtime: Runtime) -> float:
     """Share of `data` that `network` classifies rightly, 0..1; images are not augmented."""
     network.to(runtime.device).eval()
-    view = View(spec, runtime.device)
+    judge = (
+        _shared_judge(network.architecture, spec, runtime) if network.architecture else Judge(network, spec, runtime)
+    )
+    return judge.accuracy(network.state_dict(), data)
 
-    def predict(images: Tensor) -> Tensor:
-        with runtime.autocast():
-            return network(view(images)).argmax(dim=1)
 
-    predict = runtime.compiled(predict)
-    right = 0
-    for (images, labels), filled in chunks(min(runtime.chunk, batch), data.images, data.labels):
-        found = predict(images.to(runtime.device)).cpu()
-        right += int((found == labels)[:filled].sum())
-    return right / len(data)
+class Judge:
+    """Counts right answers of networks of one architecture; its graph is compiled once.
+
+    Args:
+        network: the architecture; its own weights are never read or written.
+    """
+
+    def __init__(self, network: Backbone, spec: DatasetSpec, runtime: Runtime):
+        self.network, self.runtime = network.to(runtime.device).eval(), runtime
+        self._view = View(spec, runtime.device)
+        self._answers = runtime.compiled(self._answers_of)
+
+    @torch.no_grad()
+    def accuracy(self, weights: Weights, data: Split, *, batch: int = 1024) -> float:
+        """Share of `data` that a network of these weights classifies rightly, 0..1."""
+        right = 0
+        for (images, labels), filled in chunks(min(self.runtime.chunk, batch), data.images, data.labels):
+            found = self._answers(dict(weights), images.to(self.runtime.device)).cpu()
+            right += int((found == labels)[:filled].sum())
+        return right / len(data)
+
+    def _answers_of(self, weights: Weights, images: Tensor) -> Tensor:
+        with self.runtime.autocast():
+            return functional_call(self.network, dict(weights), (self._view(images),)).argmax(dim=1)
+
+
+@lru_cache(maxsize=2)
+def _shared_judge(architecture: str, spec: DatasetSpec, runtime: Runtime) -> Judge:
+    return Judge(build_network(architecture, spec, 0), spec, runtime)

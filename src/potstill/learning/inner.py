@@ -6,7 +6,8 @@ evaluation networks by epochs of these steps; gradient matching and queues of ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -81,25 +82,67 @@ class Learner:
 
     def step(self, weights: Weights, memory: Weights, batch: Batch, number: int) -> Trained:
         """One step of the rule, the `number`-th (from 0) of its memory."""
-        x, targets, shares = self.seen(batch)
+        operations, *drawn = self._drawn(batch)
+        return self._step(
+            weights, memory, batch.images, batch.labels, *drawn, operations=operations, rate=batch.rate, number=number
+        )
+
+    def replayed(self, weights: Weights, memory: Weights, batch: Batch, number: int) -> Trained:
+        """`step`, as one graph of a GPU where rates are few: what it returns holds until the next such step."""
+        operations, *drawn = self._drawn(batch)
+        number = 0 if self.rule.name == "sgd" else number  # which SGD does not look at: one graph for all steps
+        return self._captured(
+            weights, memory, batch.images, batch.labels, *drawn, operations=operations, rate=batch.rate, number=number
+        )
+
+    def seen(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Augmented, mixed images, both label columns `(B, 2)` and their shares `(B, 2)`, which sum to 1."""
+        operations, *drawn = self._drawn(batch)
+        return self._seen(batch.images, batch.labels, *drawn, operations=operations)
+
+    @cached_property
+    def _captured(self) -> Callable[..., Trained]:
+        return self.gradients.runtime.captured(self._step)
+
+    def _step(
+        self,
+        weights: Weights,
+        memory: Weights,
+        *batch: Tensor,
+        operations: tuple[str, ...],
+        rate: float,
+        number: int,
+    ) -> Trained:
+        x, targets, shares = self._seen(*batch, operations=operations)
         # Batch norm writes its running statistics into what it is given.
         buffers = {name: weights[name].clone() for name in self.buffers}
         loss, gradient = self.gradients.first_order({**weights, **buffers}, x, targets, shares)
         parameters = {name: weights[name] for name in self.parameters}
-        moved, memory = self.rule.updated(parameters, gradient, memory, rate=batch.rate, step=number)
+        moved, memory = self.rule.updated(parameters, gradient, memory, rate=rate, step=number)
         return Trained({**moved, **buffers}, memory, loss)
 
-    def seen(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Augmented, mixed images, both label columns `(B, 2)` and their shares `(B, 2)`, which sum to 1."""
-        images, labels, _, stream = batch
-        size = len(images)
-        drawn = augment.draw(self.strategy, size, stream)
-        mix = draw_mix(self.cutmix, images.shape[2], images.shape[3], size, stream)
-        partner, box = mix.partner.to(images.device), mix.box.to(images.device)
-        x = self._prepare(images, drawn.operations, drawn.uniform.to(images.device), partner, box)
+    def _seen(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        uniform: Tensor,
+        partner: Tensor,
+        box: Tensor,
+        kept: Tensor,
+        *,
+        operations: tuple[str, ...],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x = self._prepare(images, operations, uniform, partner, box)
         targets = torch.stack([labels, labels[partner]], dim=1)
-        kept = torch.tensor([mix.kept, 1 - mix.kept], device=x.device)
-        return x, targets, (kept / size).expand(size, 2)
+        return x, targets, (kept / len(images)).expand(len(images), 2)
+
+    def _drawn(self, batch: Batch) -> tuple[tuple[str, ...], Tensor, Tensor, Tensor, Tensor]:
+        """Operations and uniform numbers `(B, 11)` of the augmentation; partner, box and shares of the mix."""
+        (size, _, height, width), device = batch.images.shape, batch.images.device
+        drawn = augment.draw(self.strategy, size, batch.stream)
+        mix = draw_mix(self.cutmix, height, width, size, batch.stream)
+        kept = torch.tensor([mix.kept, 1 - mix.kept], device=device)
+        return drawn.operations, drawn.uniform.to(device), mix.partner.to(device), mix.box.to(device), kept
 
 
 def epoch_of(

@@ -23,6 +23,7 @@ from ..errors import UsageError
 from . import compiler
 from . import kernel as native
 from .allocator import keep_freed_memory
+from .capture import Captured
 
 log = logging.getLogger("potstill")
 
@@ -116,6 +117,12 @@ class Runtime:
         if not self.compile:
             return function
         return compiler.compiled(function)
+
+    def captured(self, function: F) -> F:
+        """`function` replayed as one graph where a GPU can, see `capture.Captured`; what it returns does not last."""
+        if not self.compile or not self.device.startswith("cuda"):
+            return function
+        return Captured(function)  # type: ignore[return-value]
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of network passes; statistics and losses must stay outside."""

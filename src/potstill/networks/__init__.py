@@ -41,7 +41,10 @@ def build_network(name: str, spec: DatasetSpec, seed: int) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "initial weights", name))
         made = build(spec.shape, spec.num_classes, **arguments)
-        return as_backbone(made, name, spec.shape, spec.num_classes)
+        network = as_backbone(made, name, spec.shape, spec.num_classes)
+    if not _is_own(name):
+        network.architecture = name
+    return network
 
 
 def check_network(name: str) -> None:

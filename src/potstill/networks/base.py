@@ -28,10 +28,12 @@ class Backbone(nn.Module, ABC):
         feature_width: D, the width of `embed`.
         couples_batch: whether samples of a batch influence each other (batch norm); then a batch cannot be
             split into chunks while training.
+        architecture: the name that one of ours was built by; networks of one name compute alike and share graphs.
     """
 
     feature_width: int
     couples_batch: bool = False
+    architecture: str = ""
     classifier: nn.Linear
 
     @abstractmethod

@@ -93,7 +93,10 @@ def cpu_name() -> str:
 
 @lru_cache
 def commit() -> str:
-    """The commit of the source tree this package runs from, "-dirty" appended where it has changes; "" if installed."""
+    """The commit of the source tree this package runs from, "-dirty" appended where it has changes.
+
+    Elsewhere (installed, or copied to a machine without git) what POTSTILL_COMMIT says, or "".
+    """
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -104,7 +107,7 @@ def commit() -> str:
         head = git("rev-parse", "--short=12", "HEAD")
         return f"{head}-dirty" if git("status", "--porcelain", "--untracked-files=no", "--", ".") else head
     except (OSError, subprocess.SubprocessError):
-        return ""
+        return os.environ.get("POTSTILL_COMMIT", "")
 
 
 def _version() -> str:
