@@ -98,7 +98,7 @@ def pool_tasks(data: LabelledDataset, count: int, epochs: int) -> list[Task]:
 
 def seconds_of(engine: Engine, data: LabelledDataset, tasks: Sequence[Task]) -> float:
     started = time.perf_counter()
-    for _, told in engine.run(tasks, {data_name(data): pack_data(data)}):
+    for _, told, _ in engine.run(tasks, {data_name(data): pack_data(data)}):
         if isinstance(told, Exception):
             raise told
     return time.perf_counter() - started
@@ -118,19 +118,31 @@ def overhead_of(name: str, count: int) -> dict[str, float]:
     return {key: round(value, 2) for key, value in found.items()}
 
 
-def efficiency_of(name: str, seconds: float) -> dict[str, float]:
-    """Of two workers: the time of four tasks on one, over twice their time on two."""
+def efficiency_of(name: str, seconds: float) -> dict[str, Any]:
+    """Of two workers: the time of four tasks on one, over twice their time on two. Beside it what others did then."""
     data = noise(10, 100, (1, 28, 28))
     with find_engine("serial") as engine:
         seconds_of(engine, data, pool_tasks(data, 1, epochs=1))
         once = seconds_of(engine, data, pool_tasks(data, 1, epochs=3)) / 3
     tasks = pool_tasks(data, 4, epochs=max(1, round(seconds / once)))
-    took = []
+    took, others = [], []
     for workers in (1, 2):
         with find_engine(name, workers) as engine:
             seconds_of(engine, data, pool_tasks(data, workers, epochs=2))
+            busy, began = busy_seconds(), time.perf_counter()
             took.append(seconds_of(engine, data, tasks))
-    return {"task_seconds": round(took[0] / 4, 1), "efficiency": round(took[0] / took[1] / 2, 3)}
+            others.append((busy_seconds() - busy) / (time.perf_counter() - began) - workers)
+    found = {"task_seconds": took[0] / 4, "two_workers_seconds": took[1], "efficiency": took[0] / took[1] / 2}
+    return {key: round(value, 3) for key, value in found.items()} | {
+        "cores_beside_the_workers": [round(share, 2) for share in others]
+    }
+
+
+def busy_seconds() -> float:
+    """Core-seconds since the machine's start, of all processes; 0 where the system does not count them."""
+    stat = Path("/proc/stat")
+    fields = stat.read_text().split()[1:9] if stat.exists() else ["0"] * 8
+    return sum(int(fields[i]) for i in (0, 1, 2, 5, 6)) / os.sysconf("SC_CLK_TCK")
 
 
 # --- computed

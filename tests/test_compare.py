@@ -284,11 +284,12 @@ COMMAND = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("engine", [[], ["--engine", "serial"]])
 def test_the_command_prints_rows_with_their_failures_as_one_json_document(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    engine: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     break_dsdm(monkeypatch)
-    assert main([*COMMAND, "--out", str(tmp_path), "--json"]) == 1
+    assert main([*COMMAND, *engine, "--out", str(tmp_path), "--json"]) == 1
     said = capsys.readouterr()
     assert said.err == "potstill: 1 of 2 runs failed, see the table; the same call tries them again\n"
     document = json.loads(said.out)

@@ -19,10 +19,11 @@ import torch
 
 from potstill.errors import PotstillError, RunError, UsageError
 from potstill.methods.dsdm import DSDM
+from potstill.report import collect
 from potstill.run.compare import Outcome, run_study
 from potstill.run.engine.base import Engine, lost
 from potstill.run.engine.find import find_engine
-from potstill.run.engine.workers import core_group
+from potstill.run.engine.workers import Workers, core_group, gpu_of
 from potstill.run.progress import Reporter
 from potstill.run.shards import shards
 from potstill.run.store import RunStore
@@ -91,7 +92,7 @@ def sets_and_scores(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(out.glob("*/synthetic/*.safetensors")):
         found[path.relative_to(out).as_posix()] = path.read_bytes()
-    for path in sorted(out.glob("*/scores/*.json")):
+    for path in sorted(out.glob("*/**/scores/**/*.json")):
         record = json.loads(path.read_text())
         found[path.relative_to(out).as_posix()] = record["accuracy"], record["set_hash"]
     return found
@@ -122,6 +123,98 @@ def test_a_task_that_always_fails_is_told_and_the_others_finish(
     assert second.scores is not None and not second.failure
 
 
+#: A network that trains only where no file of this name is.
+UNPLUGGED = """
+import torch
+from pathlib import Path
+from torch import nn
+
+class Body(nn.Module):
+    def __init__(self, features):
+        super().__init__()
+        self.flat, self.last = nn.Flatten(), nn.Linear(features, 3)
+
+    def forward(self, x):
+        if torch.is_grad_enabled() and Path({flag!r}).exists():
+            raise ArithmeticError("the plug was pulled")
+        return self.last(self.flat(x))
+
+def make(shape, num_classes):
+    return Body(shape[0] * shape[1] * shape[2])
+"""
+
+
+@pytest.mark.parametrize("kind", ["member", "distil", "network", "whole"])
+def test_a_task_of_any_kind_that_fails_is_noted_in_its_folder_until_it_succeeds(
+    kind: str, engine: Engine, toy_dataset: LabelledDataset, tmp_path: Path
+) -> None:
+    flag = tmp_path / "unplugged"
+    flag.touch()
+    (tmp_path / "own.py").write_text(UNPLUGGED.format(flag=str(flag)))
+    network = f"{tmp_path}/own.py:make"
+    keys = {
+        "member": {"pool": {"network": network}},
+        "distil": {"pool": {"network": network, "pretrained": False}},
+        "network": {"evaluation": {"network": network}},
+        "whole": {"evaluation": {"network": network}},
+    }[kind]
+    layers = [QUICK, {"methods": {"dsdm": {"steps": 2, "real_batch": 8}}}]
+    fine, *_ = study_of(layers, methods=["random"], ipcs=[2], seeds=[0]).cells
+    broken, *_ = study_of([*layers, keys], methods=["dsdm"], ipcs=[2], seeds=[0]).cells
+    cells = Study((broken, fine))
+    how: dict[str, Any] = {"full_data_epochs": 1} if kind == "whole" else {}
+    failed, ended, *whole = run(toy_dataset, tmp_path / "out", engine, cells, **how)
+    for outcome in (failed, *whole):
+        assert (outcome.folder / "failure.json").exists(), outcome.failure
+        note = json.loads((outcome.folder / "failure.json").read_text())
+        assert note["reason"] == "ArithmeticError: the plug was pulled" and "own.py" in note["traceback"]
+        assert outcome.scores is None and note["reason"] in outcome.failure
+    assert ended.scores is not None and not (ended.folder / "failure.json").exists()
+    (row,) = [record for record in collect(tmp_path / "out") if record.folder == failed.folder]
+    assert row.failure == "ArithmeticError: the plug was pulled" and row.label == "dsdm"
+    flag.unlink()
+    for outcome in run(toy_dataset, tmp_path / "out", engine, cells, **how):
+        assert outcome.scores is not None and not (outcome.folder / "failure.json").exists()
+
+
+def test_what_is_refused_claims_no_folder(engine: Engine, toy_dataset: LabelledDataset, tmp_path: Path) -> None:
+    (cell,) = study("dsdm").cells
+    pool = replace(cell.recipe.pool, network="convnet:depth=9")
+    (outcome,) = run(toy_dataset, tmp_path, engine, Study((replace(cell, recipe=replace(cell.recipe, pool=pool)),)))
+    assert outcome.scores is None and "depth" in outcome.failure and not outcome.folder.exists()
+
+
+def test_few_bits_curves_whole_data_and_searches_are_tasks_too(
+    engine: Engine, toy_dataset: LabelledDataset, tmp_path: Path
+) -> None:
+    layers = [QUICK, {"methods": {"dsdm": {"steps": 3, "real_batch": 8}}, "saving": {"keep": [2]}}]
+    layers += [{"evaluation": {"stored_bits": 8}, "parameterisation": "auto"}]
+    cells = study_of(layers, methods=["random", "dsdm"], ipcs=[2], seeds=[0])
+    how: dict[str, Any] = {"full_data_epochs": 1, "curve": True}
+    plain = run(toy_dataset, tmp_path / "plain", None, cells, **how)
+    asked = _Watched(engine)
+    spread = run(toy_dataset, tmp_path / "spread", asked, cells, **how)
+    kinds = [task.kind for task in asked.tasks]
+    # Two networks on each of both final sets, the same in 8 bits, and for dsdm those before step 1 and after step 2.
+    assert {kind: kinds.count(kind) for kind in kinds} == {
+        "member": 2,
+        "search": 1,
+        "distil": 2,
+        "network": 12,
+        "whole": 2,
+    }
+    found = sets_and_scores(tmp_path / "spread")
+    assert found == sets_and_scores(tmp_path / "plain") and len(found) == 4 + 12 + 2
+    assert [o.failure for o in spread] == [""] * 3 and [o.scores and o.scores.mean for o in spread] == [
+        o.scores and o.scores.mean for o in plain
+    ]
+    chosen = RunStore(spread[1].folder).require_set().provenance
+    assert "too few to hold some out" in chosen["search"] and chosen["recipe_hash"]
+    again = _Watched(engine)
+    run(toy_dataset, tmp_path / "spread", again, cells, **how)
+    assert again.tasks == []
+
+
 def test_finished_tasks_are_not_done_again(toy_dataset: LabelledDataset, tmp_path: Path) -> None:
     with find_engine("serial") as engine:
         run(toy_dataset, tmp_path / "out", engine)
@@ -137,7 +230,7 @@ class _Watched:
     """An engine that remembers what it was asked for."""
 
     def __init__(self, engine: Engine):
-        self.engine, self.tasks = engine, list[Task]()
+        self.engine, self.workers, self.tasks = engine, engine.workers, list[Task]()
 
     def __enter__(self) -> _Watched:
         return self
@@ -251,6 +344,23 @@ def test_workers_get_cores_of_their_own() -> None:
     assert [core_group([4, 6], n, 3) for n in range(3)] == [[4], [6], [4]]
 
 
+def test_stated_threads_are_counted_when_workers_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("potstill.run.engine.workers.usable_threads", lambda: 8)
+    tasks = [Task("network", "cell", {"runtime": {"threads": threads}}, "data") for threads in ("auto", 3, 16)]
+    assert [task.threads for task in tasks] == [1, 3, 16]
+    for asked, chosen in (((0,), 6), ((0, 1), 2), ((0, 2), 1), ((0,), 6)):
+        with Workers(6) as engine:
+            engine._fit([tasks[i] for i in asked])
+            assert engine.workers == chosen
+
+
+def test_each_worker_has_one_of_the_gpus_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [gpu_of(number, 2) for number in range(3)] == ["0", "1", "0"] and gpu_of(0, 0) == ""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert [gpu_of(number, 2) for number in range(2)] == ["3", "5"]
+
+
 ORPHAN = """
 import os, signal
 from potstill.run.engine.find import find_engine
@@ -322,7 +432,7 @@ def _often(saving: Any) -> Any:
 def test_a_worker_that_is_lost_again_and_again_fails_its_task() -> None:
     task = Task("network", "cell", {}, "data", 0, ())
     with find_engine("processes", 1) as engine:
-        ((told_of, told),) = engine.run([task], {"data": _Deadly.packed()})
+        ((told_of, told, _),) = engine.run([task], {"data": _Deadly.packed()})
     assert told_of == task
     assert isinstance(told, RunError) and "lost 3 times" in str(told) and "--workers" in str(told)
     assert str(lost(task, "x")).startswith("network of cell")

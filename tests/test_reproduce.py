@@ -24,7 +24,8 @@ from potstill.run import paper
 from potstill.run.estimate import Estimate
 from potstill.run.paper import SCHEDULES, TABLES, choose, read_table, rounds, with_kept_steps
 from potstill.run.progress import Reporter
-from potstill.run.reproduce import RUNS, Ahead
+from potstill.run.reproduce import RUNS, Progress
+from potstill.run.spread import Spread
 from potstill.run.study import parse_plan, read_study
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -45,6 +46,16 @@ vary: {ipc: [1, 2]}
 cells:
   random: {method: random, paper: [14.4±2.0, 26.0]}
   alchemy: {method: alchemy, label: "=alchemy", paper: [null, 99.0]}
+"""
+
+#: A set with one on its way that a figure shows, and networks on the whole data.
+ALL_KINDS = """
+title: All kinds
+draw: steps
+base: {data.name: digits, factor: [1, 1], ipc: 1}
+cells:
+  dm: {method: {name: dm, steps: 2}, saving: {keep: [1]}, paper: 14.4}
+  whole: {whole: true, paper: 99.0}
 """
 
 Call = Callable[..., tuple[int, str, str]]
@@ -252,14 +263,14 @@ def test_a_dry_run_counts_tasks_names_what_cannot_run_and_writes_nothing(
 
 def test_what_is_ahead_is_told_at_the_pace_so_far(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     now = [100.0]
-    monkeypatch.setattr("potstill.run.reproduce.time.perf_counter", lambda: now[0])
-    tasks = [Estimate(name, "new", evaluate_seconds=60.0) for name in "abc"] + [Estimate("d", "finished")]
-    ahead = Ahead(tasks, Reporter())
-    assert capsys.readouterr().err == "=== 3 tasks, about 3 min\n"
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    cells = [Estimate(name, "new", evaluate_seconds=60.0) for name in "abc"] + [Estimate("d", "finished")]
+    progress = Progress(Reporter(), 1, cells)
+    assert capsys.readouterr().err == "=== 3 cells, about 3 min\n"
     now[0] += 120
-    ahead.tick("a")
-    ahead.tick("d")
-    assert capsys.readouterr().err == "=== 1 of 3 tasks done after 2 min, about 3 min left\n"
+    progress.tick("a")
+    progress.tick("d")
+    assert capsys.readouterr().err == "=== 1 of 3 cells done after 2 min, about 4 min left\n"
 
 
 # --- a whole run
@@ -279,6 +290,24 @@ def test_a_table_fills_and_what_fails_is_seen_beside_the_rest(small: None, call:
     assert rows[2].startswith(f"| random | {100 * one['mean']:.2f} +- ") and "14.4 +- 2.0 \\[1\\]" in rows[2]
     assert rows[3] == "| \\=alchemy |  | – |  | – | 99.0 | – |"
     assert "\\[1\\] Not what it seems." in text and "no method alchemy (1 cell)" in text
+
+
+@pytest.mark.parametrize("small", [ALL_KINDS], indirect=True)
+def test_an_engine_does_all_networks_of_a_reproduction_together(
+    small: None, call: Call, tmp_path: Path, monkeypatch: Any
+) -> None:
+    def scores(out: str) -> dict[str, float]:
+        places = sorted((tmp_path / out / RUNS).glob("*/scores/**/*.json"))
+        return {p.relative_to(tmp_path / out).as_posix(): json.loads(p.read_text())["accuracy"] for p in places}
+
+    plain, after = Spread.__call__, list[dict[str, float]]()
+    monkeypatch.setattr(Spread, "__call__", lambda spread: (plain(spread), after.append(scores("spread")))[0])
+    code, told, _ = call("table4", "-q")
+    assert code == 0, told
+    code, _, said = call("table4", "--engine", "serial", out="spread")
+    assert code == 0 and after == [scores("spread")] == [scores("out")] and len(after[0]) == 4
+    assert "=== 3 cells, about" in said and "networks 4/4" in said and "in all about" in said
+    assert "3 of 3 cells done" in said
 
 
 def test_names_are_plain_text_in_every_form(small: None, call: Call, tmp_path: Path) -> None:

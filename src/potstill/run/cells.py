@@ -32,11 +32,16 @@ def distil_and_score(
         synthetic = distill_run(cell.recipe, data, store, reporter, cache=cache, resume=True, overwrite=overwrite)
     finally:
         if store.config.exists():  # a refused recipe claims no folder
-            store.write_json("cell.json", {"label": cell.label, "paper": cell.paper, "holdout": holdout})
+            write_cell(store, cell, holdout)
     with store.noting_failure():
         scores = evaluate_set(synthetic, data, cell.recipe, store, reporter)
         evaluate_in_few_bits(synthetic, data, cell.recipe, store, reporter)
         return scores
+
+
+def write_cell(store: RunStore, cell: Cell, holdout: int) -> None:
+    """What a study says of the run."""
+    store.write_json("cell.json", {"label": cell.label, "paper": cell.paper, "holdout": holdout})
 
 
 def attempt(reporter: Reporter, work: Callable[..., T], *given: Any, **keys: Any) -> tuple[T | None, str]:

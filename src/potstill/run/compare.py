@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from .engine.base import Engine
 from .progress import Reporter
 from .score import evaluate_full_data, evaluate_kept
 from .search import settle
-from .spread import Spread
+from .spread import Spread, Work
 from .store import FULL_DATA, RunStore
 from .study import Cell, Study, claim, load_cells, study_of
 
@@ -70,6 +71,7 @@ def run_study(
     each: Callable[[Outcome], None] | None = None,
     engine: Engine | None = None,
     shards: int = 1,
+    failed: Mapping[str, str] | None = None,
 ) -> list[Outcome]:
     """Distil and score every cell; finished work is kept, a failure is an outcome, not the end.
 
@@ -80,9 +82,10 @@ def run_study(
         full_data_epochs: after the cells, train the evaluation networks on the whole training split for so long.
         curve: after that, score the sets that iterative methods kept on the way, for accuracy against cost.
         each: told of every cell as it ends, before its curve.
-        engine: does pools, sets and networks apart, before the cells are gone through; None for cell after cell here.
-            What is searched for, curves, sets in few bits and full data are always done here.
+        engine: does pools, searches, sets and networks as tasks, before the cells are gone through and found done;
+            None for cell after cell here.
         shards: of the classes of each set, as tasks of the engine, where a method's classes are independent.
+        failed: cells that an engine could not finish, and why: they are told and not tried again here.
     Raises:
         UsageError: a folder that holds a run of another recipe (before any work is done), shards without an engine.
         Interrupted: by a signal; the same call goes on.
@@ -93,12 +96,15 @@ def run_study(
     loaded = load_cells(study, load)
     study = study.on(loaded)
     claim(study, out, overwrite=overwrite)
-    failures: dict[str, str] = {}
+    failures = dict(failed or {})
     if engine:
-        for cell in study.cells:
-            if overwrite and not cell.recipe.open:
-                RunStore(out / cell.name).clear()
-        failures = Spread(study, loaded, out, cache or default_cache(), engine, reporter, shards)()
+        works = works_of(study, loaded, curve=curve)
+        if full_data_epochs is not None:
+            whole = Cell(FULL_DATA, FULL_DATA, _for_epochs(study.cells[0].recipe, full_data_epochs))
+            works.append(Work(whole, loaded[study.cells[0].name], whole=True))
+        if overwrite:
+            _start_anew(study, out)
+        failures |= Spread(works, out, cache or default_cache(), engine, reporter, shards)()
     outcomes = []
     for cell in study.cells:
         reporter.say(f"--- {cell.name}")
@@ -106,15 +112,18 @@ def run_study(
         if cell.name in failures:
             told = None, failures[cell.name]
         else:
-            anew = overwrite and (engine is None or cell.recipe.open)
+            anew = overwrite and engine is None
             told = attempt(reporter, _settle_and_score, cell, study.holdout, data, store, reporter, cache, anew)
         outcomes.append(Outcome(cell.label, cell.recipe.ipc, cell.recipe.seed, store.root, *told))
         if each:
             each(outcomes[-1])
     if full_data_epochs is not None:
-        recipe, store = study.cells[0].recipe, RunStore(out / FULL_DATA)
+        recipe, store = _for_epochs(study.cells[0].recipe, full_data_epochs), RunStore(out / FULL_DATA)
         data = loaded[study.cells[0].name]
-        told = attempt(reporter, _score_full_data, recipe, data, store, reporter, epochs=full_data_epochs)
+        if FULL_DATA in failures:
+            told = None, failures[FULL_DATA]
+        else:
+            told = attempt(reporter, score_full_data, recipe, data, store, reporter)
         outcomes.append(Outcome(FULL_DATA, None, recipe.evaluation.seed, store.root, *told))
     if curve:
         for i, cell in enumerate(study.cells):
@@ -139,11 +148,27 @@ def _settle_and_score(
     return distil_and_score(replace(cell, recipe=recipe), holdout, data, store, reporter, cache, overwrite)
 
 
-def _score_full_data(
-    recipe: Recipe, data: LabelledDataset, store: RunStore, reporter: Reporter, *, epochs: int
-) -> Scores:
+def works_of(study: Study, data: Mapping[str, LabelledDataset], *, curve: bool = False) -> list[Work]:
+    """What an engine is to do for the cells of a study; `curve`: also for the figure of accuracy against cost."""
+    return [Work(c, data[c.name], study.holdout, curve and bool(c.recipe.build_method().steps)) for c in study.cells]
+
+
+def _start_anew(study: Study, out: Path) -> None:
+    """Forget what earlier calls made of the cells, their searches included."""
+    for cell in study.cells:
+        store = RunStore(out / cell.name)
+        shutil.rmtree(store.search, ignore_errors=True)
+        store.clear()
+
+
+def _for_epochs(recipe: Recipe, epochs: int) -> Recipe:
+    return replace(recipe, evaluation=replace(recipe.evaluation, epochs=epochs))
+
+
+def score_full_data(recipe: Recipe, data: LabelledDataset, store: RunStore, reporter: Reporter) -> Scores:
+    """Networks trained on the whole training split; where they fail, the folder says why."""
     with store.noting_failure():
-        return evaluate_full_data(data, recipe, store, reporter, epochs=epochs)
+        return evaluate_full_data(data, recipe, store, reporter)
 
 
 def _score_kept(recipe: Recipe, data: LabelledDataset, store: RunStore, reporter: Reporter) -> None:

@@ -59,7 +59,7 @@ def distill_run(
         with store.noting_failure():
             if store.distilled.exists():
                 synthetic = SyntheticSet.load(store.distilled)
-                if not _has_budget_left(synthetic, recipe, store):
+                if not has_budget_left(synthetic, recipe, store):
                     reporter.say(f"{store.root}: already finished")
                     return synthetic
                 store.reopen()
@@ -291,7 +291,7 @@ def _cut_short(synthetic: SyntheticSet, recipe: Recipe, method: Method[Any], rep
     return replace(synthetic, provenance={**synthetic.provenance, **facts})
 
 
-def _has_budget_left(synthetic: SyntheticSet, recipe: Recipe, store: RunStore) -> bool:
+def has_budget_left(synthetic: SyntheticSet, recipe: Recipe, store: RunStore) -> bool:
     """Whether a set that a budget cut short may go on: a larger one is given now, or none."""
     spent = store.read_number("times.json", "distill_seconds")
     return "budget_minutes" in synthetic.provenance and spent < recipe.budget.seconds
@@ -336,7 +336,7 @@ def settled(recipe: Recipe, store: RunStore) -> Recipe:
         chosen = resolve(recipe.to_dict(), record["keys"])
         return replace(chosen, budget=recipe.budget.after_search(float(record["seconds"])))
     except (AttributeError, KeyError, TypeError, ValueError, UsageError) as error:
-        raise DataError(f"{store.search / 'chosen.json'}: damaged ({error}); delete it to search again") from error
+        raise DataError(f"{store.chosen}: damaged ({error}); delete it to search again") from error
 
 
 def require_same_data(store: RunStore, there: Recipe, recipe: Recipe) -> None:
@@ -371,7 +371,7 @@ def _claim(store: RunStore, recipe: Recipe, resume: bool, overwrite: bool) -> No
                 f"{store.root}: holds a run of recipe {found.hash()}, not {recipe.hash()}; "
                 "use another --out or --overwrite"
             )
-        if store.distilled.exists() and not _has_budget_left(store.require_set(), recipe, store):
+        if store.distilled.exists() and not has_budget_left(store.require_set(), recipe, store):
             recipe = replace(recipe, budget=found.budget)  # a finished set stays that of its own budget
     store.write_config(recipe.to_yaml())
 

@@ -24,6 +24,7 @@ from ..methods import Problem, State
 from ..networks import build_network
 from ..recipe import Recipe
 from ..spec import LabelledDataset, Split
+from .ahead import Part
 from .distil import bare_problem, distilling_runtime
 from .environment import forget_peak_memory, peak_memory_mb
 from .pretrain import missing_runs
@@ -39,7 +40,12 @@ PER_CLASS = 64
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one cell would still take: seconds of its three stages, and what its process and its folder would hold."""
+    """What one cell would still take: seconds of its three stages, and what its process and its folder would hold.
+
+    Attributes:
+        members: training runs that its pool lacks; nets: networks of each evaluation, of which there are `sets`.
+        run: the folder of its run, where that is not the cell's name.
+    """
 
     cell: str
     stands: str
@@ -48,10 +54,24 @@ class Estimate:
     evaluate_seconds: float = 0.0
     memory_mb: int = 0
     disk_mb: float = 0.0
+    members: int = 1
+    nets: int = 1
+    sets: int = 1
+    run: str = ""
 
     @property
     def seconds(self) -> float:
         return self.pool_seconds + self.distill_seconds + self.evaluate_seconds
+
+    @property
+    def parts(self) -> list[Part]:
+        """What it consists of, for whoever follows its progress."""
+        run = self.run or self.cell
+        return [
+            Part(run, "pools", self.pool_seconds, pieces=self.members),
+            Part(run, "sets", self.distill_seconds),
+            Part(run, "networks", self.evaluate_seconds, pieces=self.nets * self.sets, passes=self.sets),
+        ]
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "seconds": self.seconds}
@@ -94,7 +114,12 @@ def estimate(
         pool = (data[cell.name].spec.fingerprint, cell.recipe.pool)
         if cell.recipe.build_method().needs_pool and pool not in pools:
             pools.add(pool)
-            whole = replace(whole, pool_seconds=_pool_seconds(cell.recipe, data[cell.name], cache or default_cache()))
+            folder = cache or default_cache()
+            whole = replace(
+                whole,
+                pool_seconds=_pool_seconds(cell.recipe, data[cell.name], folder),
+                members=max(1, missing_runs(cell.recipe, data[cell.name], folder / "pool")),
+            )
         found.append(whole)
     return found
 
@@ -155,6 +180,8 @@ def timed(cell: Cell, data: LabelledDataset) -> Estimate:
         evaluate_seconds=scoring,
         memory_mb=peak_memory_mb(),
         disk_mb=(state_size + (2 + len(recipe.saving.keep)) * size) / 2**20,
+        nets=recipe.evaluation.nets,
+        sets=2 if recipe.evaluation.stored_bits else 1,
     )
 
 

@@ -12,16 +12,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..errors import printable
+from .ahead import Ahead
 
 #: Seconds between plain lines.
 PLAIN_EVERY = 30.0
+#: Stages of a cell, and the kinds of parts that they are among those of a study.
+KIND_OF = {"pretrain": "pools", "distill": "sets", "evaluate": "networks", "full data": "networks"}
+
+
+#: Told how many steps are done, and a word on the last one.
+Show = Callable[[int, str], None]
 
 
 class Reporter:
-    """Says how far a stage is. `quiet` says nothing."""
+    """Says how far a stage is, and where `ahead` is given, how long all will take. `quiet` says nothing."""
 
     def __init__(self, *, quiet: bool = False):
         self.quiet = quiet
+        self.ahead: Ahead | None = None
         self.console = Console(stderr=True, highlight=False)
         self.bars = not quiet and self.console.is_terminal and not os.environ.get("CI")
 
@@ -43,9 +51,23 @@ class Reporter:
                 console=self.console,
             ) as progress:
                 task = progress.add_task(name, total=total, completed=done, note="")
-                yield Stage(name, total, done, lambda n, note: progress.update(task, completed=n, note=note))
+                show = self._watched(name, total, done, lambda n, note: progress.update(task, completed=n, note=note))
+                yield Stage(name, total, done, show)
         else:
-            yield Stage(name, total, done, self._plain_lines(name, total, done))
+            yield Stage(name, total, done, self._watched(name, total, done, self._plain_lines(name, total, done)))
+
+    def _watched(self, name: str, total: int, first: int, show: Show) -> Show:
+        """`show`, and the study's progress beside that of the stage."""
+        ahead, kind = self.ahead, KIND_OF.get(name)
+        if ahead is None or kind is None:
+            return show
+        ahead.enter(kind, first / max(1, total))
+
+        def watched(done: int, note: str) -> None:
+            ahead.advance(done / total)
+            show(done, note + ahead.words())
+
+        return watched
 
     def counter(self, name: str) -> Callable[[int, int], None]:
         """Called with (done, total) within another stage, it says so in plain lines now and then."""
@@ -58,7 +80,7 @@ class Reporter:
 
         return count
 
-    def _plain_lines(self, name: str, total: int, first: int) -> Callable[[int, str], None]:
+    def _plain_lines(self, name: str, total: int, first: int) -> Show:
         started = last = time.monotonic()
 
         def show(done: int, note: str) -> None:
@@ -75,7 +97,7 @@ class Reporter:
 class Stage:
     """Counts the steps of a stage and shows them."""
 
-    def __init__(self, name: str, total: int, done: int, show):
+    def __init__(self, name: str, total: int, done: int, show: Show):
         self.name, self.total, self.done, self._show = name, total, done, show
 
     def advance(self, note: str = "") -> None:

@@ -12,18 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Interrupted, PotstillError, reason
-from ..evaluation import find_protocol
+from ..files import default_cache
+from ..machine.runtime import usable_threads
 from ..recipe import Recipe
 from ..spec import LabelledDataset
-from .compare import Outcome, run_study
+from .ahead import Ahead, span
+from .compare import Outcome, run_study, score_full_data, works_of
 from .engine.base import Engine
 from .estimate import Estimate, estimate, evaluation_seconds
 from .paper import PaperCell, read_plan, rounds
 from .paper_features import NETWORKS, measure
 from .progress import Reporter
-from .score import evaluate_full_data
+from .score import missing_networks
+from .spread import Spread, Work
 from .store import RunStore
-from .study import Cell, Study
+from .study import Cell, Study, claim, load_cells
 
 #: The folder of the runs below that of a reproduction.
 RUNS = "runs"
@@ -61,43 +64,6 @@ class Data:
         return found
 
 
-class Ahead:
-    """Says after each task how many are done and how long the others will take: as estimated, at the pace so far.
-
-    The pace counts one average task as taken at the speed of the estimate: the first may have been half done before.
-    """
-
-    def __init__(self, estimates: Iterable[Estimate], reporter: Reporter):
-        self._left = [e for e in estimates if e.stands != "finished" and not e.stands.startswith("fails")]
-        self._reporter, self._count, self._spent = reporter, 0, 0.0
-        self._total, self._started = len(self._left), time.perf_counter()
-        seconds = sum(e.seconds for e in self._left)
-        self._usual = seconds / max(1, self._total)
-        if self._left:
-            reporter.say(f"=== {self._total} tasks, about {span(seconds)}")
-
-    def tick(self, name: str) -> None:
-        task = next((e for e in self._left if e.cell == name), None)
-        if task is None:
-            return
-        self._left.remove(task)
-        self._count, self._spent = self._count + 1, self._spent + task.seconds
-        took = time.perf_counter() - self._started
-        pace = (took + self._usual) / (self._spent + self._usual) if self._usual else 1.0
-        left = pace * sum(e.seconds for e in self._left)
-        self._reporter.say(f"=== {self._count} of {self._total} tasks done after {span(took)}, about {span(left)} left")
-
-
-def span(seconds: float) -> str:
-    """A length of time: `40 s`, `12 min`, `3.4 h`, `12 days`."""
-    minutes = seconds / 60
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    if minutes < 120:
-        return f"{minutes:.0f} min"
-    return f"{minutes / 60:.1f} h" if minutes < 2880 else f"{minutes / 1440:.1f} days"
-
-
 def reproduce(
     cells: Sequence[PaperCell],
     load: Load,
@@ -119,26 +85,85 @@ def reproduce(
     """
     data = Data(load)
     jobs, failures = _ready(cells, data, seeds)
-    tasks = len(jobs) + len(failures) + len(_whole(cells))
-    ahead = Ahead([] if reporter.quiet else estimates(cells, data, out=out, seeds=seeds, reporter=reporter), reporter)
+    tasks, cache = len(jobs) + len(failures) + len(_whole(cells)), cache or default_cache()
+    progress = Progress(reporter, 1)
+    if not reporter.quiet:
+        workers = engine.workers if engine else 1
+        threads = max(1, usable_threads() // workers) if engine else None
+        found = estimates(cells, data, out=out, seeds=seeds, reporter=reporter, cache=cache, threads=threads)
+        progress = Progress(reporter, workers, found)
+    if engine:
+        failures |= _spread(jobs, _whole(cells), data, out / RUNS, cache, engine, reporter, shards)
 
     def told(outcome: Outcome) -> None:
-        ahead.tick(outcome.folder.name)
+        progress.tick(outcome.folder.name)
 
-    how: dict[str, Any] = {"out": out / RUNS, "reporter": reporter, "cache": cache, "engine": engine, "shards": shards}
+    how: dict[str, Any] = {"out": out / RUNS, "reporter": reporter, "cache": cache, "failed": failures}
     for group in rounds(jobs):
         study = Study(tuple(cell for _, cell in group))
         outcomes = run_study(study, data, each=told, **how)
         failures |= {o.folder.name: o.failure for o in outcomes if o.failure}
     for item in _whole(cells):
-        failures |= _train_on_whole(item, data, out, reporter)
-        ahead.tick(item.stem)
+        if item.stem not in failures:
+            failures |= _train_on_whole(item, data, out, reporter)
+        progress.tick(item.stem)
     for cell in _with_curve(jobs):
-        outcomes = run_study(Study((cell,)), data, out=out / RUNS, reporter=reporter, cache=cache, curve=True)
+        outcomes = run_study(Study((cell,)), data, curve=True, **how)
         failures |= {o.folder.name: o.failure for o in outcomes if o.failure}
-        ahead.tick(_curve_name(cell))
+        progress.tick(_curve_name(cell))
     failures |= _measured(cells, data, out, reporter, cache)
     return Result(tasks, failures)
+
+
+class Progress:
+    """Says after each cell how many are done and how long the others will take; what is finished is none."""
+
+    def __init__(self, reporter: Reporter, workers: int, found: Sequence[Estimate] = ()):
+        self._reporter = reporter
+        left = [e for e in found if e.stands != "finished" and not e.stands.startswith("fails")]
+        self._left, self._total, self._began = list(enumerate(e.cell for e in left)), len(left), time.perf_counter()
+        parts = (replace(part, group=i) for i, e in enumerate(left) for part in e.parts)
+        self._ahead = reporter.ahead = Ahead(parts, workers)
+        if left:
+            reporter.say(f"=== {self._total} cells, about {span(self._ahead.left())}")
+
+    def tick(self, name: str) -> None:
+        entry = next((entry for entry in self._left if entry[1] == name), None)
+        if entry:
+            self._left.remove(entry)
+            self._ahead.tick(entry[0])
+            took, left = span(time.perf_counter() - self._began), span(self._ahead.left())
+            done = self._total - len(self._left)
+            self._reporter.say(f"=== {done} of {self._total} cells done after {took}, about {left} left")
+
+
+def _spread(
+    jobs: Sequence[Job],
+    whole: Iterable[PaperCell],
+    data: Data,
+    runs: Path,
+    cache: Path,
+    engine: Engine,
+    reporter: Reporter,
+    shards: int,
+) -> dict[str, str]:
+    """Do the tasks of all studies together, with those on the way and on whole data; why some cannot be finished."""
+    curves, works = {cell.name for cell in _with_curve(jobs)}, list[Work]()
+    for group in rounds(jobs):
+        study = Study(tuple(cell for _, cell in group))
+        loaded = load_cells(study, data)
+        study = study.on(loaded)
+        claim(study, runs)
+        works += [replace(work, curve=work.cell.name in curves) for work in works_of(study, loaded)]
+        curves -= {cell.name for cell in study.cells}
+    failures = {}
+    for item in whole:
+        assert item.recipe
+        try:
+            works.append(Work(Cell(item.stem, item.label, item.recipe), data(item.recipe), whole=True))
+        except PotstillError as error:
+            failures[item.stem] = reason(error)
+    return failures | Spread(works, runs, cache, engine, reporter, shards)()
 
 
 def _ready(cells: Iterable[PaperCell], data: Data, seeds: int) -> tuple[list[Job], dict[str, str]]:
@@ -165,13 +190,12 @@ def _whole(cells: Iterable[PaperCell]) -> list[PaperCell]:
 
 def _train_on_whole(item: PaperCell, data: Data, out: Path, reporter: Reporter) -> dict[str, str]:
     assert item.recipe
-    evaluation = item.recipe.evaluation
-    epochs, store = find_protocol(evaluation.protocol, evaluation.epochs).epochs, RunStore(out / RUNS / item.stem)
+    store = RunStore(out / RUNS / item.stem)
     reporter.say(f"--- {item.stem}")
     try:
         whole = data(item.recipe)
-        with store.locked(), store.noting_failure():
-            evaluate_full_data(whole, item.recipe, store, reporter, epochs=epochs)
+        with store.locked():
+            score_full_data(item.recipe, whole, store, reporter)
     except Interrupted:
         raise
     except Exception as error:
@@ -205,9 +229,15 @@ def estimates(
     seeds: int = 1,
     reporter: Reporter,
     cache: Path | None = None,
+    threads: int | None = None,
 ) -> list[Estimate]:
-    """What each task would still take here; a pool counts once. A task that cannot be run stands as `fails: ...`."""
+    """What each cell would still take here; a pool counts once. One that cannot be run stands as `fails: ...`.
+
+    Args:
+        threads: of each of several workers; None for what the recipes say.
+    """
     data, runs = Data(load), None if out is None else out / RUNS
+    cells = [_on_threads(cell, threads) for cell in cells]
     jobs, failures = _ready(cells, data, seeds)
     found = [Estimate(name, f"fails: {why}") for name, why in failures.items()]
     for i, group in enumerate(rounds(jobs)):
@@ -219,8 +249,14 @@ def estimates(
         except PotstillError as error:  # of a single cell
             part = [Estimate(cell.name, f"fails: {reason(error)}") for cell in study.cells]
         found += [replace(e, pool_seconds=0.0, distill_seconds=0.0, disk_mb=0.0) if i else e for e in part]
-    found += [_estimate_curve(cell, found) for cell in _with_curve(jobs)]
-    return found + [_estimate_whole(item, data, reporter) for item in _whole(cells)]
+    wholes = [_estimate_whole(item, data, reporter, runs) for item in _whole(cells)]
+    return found + wholes + [_estimate_curve(cell, found) for cell in _with_curve(jobs)]
+
+
+def _on_threads(cell: PaperCell, threads: int | None) -> PaperCell:
+    if threads is None or cell.recipe is None or cell.recipe.runtime.threads != "auto":
+        return cell
+    return replace(cell, recipe=replace(cell.recipe, runtime=replace(cell.recipe.runtime, threads=threads)))
 
 
 def _with_curve(jobs: Iterable[Job]) -> list[Cell]:
@@ -236,15 +272,19 @@ def _estimate_curve(cell: Cell, found: Iterable[Estimate]) -> Estimate:
     """Every kept set and the first one cost as much as the last; nothing is known where that one is finished."""
     last = next((e.evaluate_seconds for e in found if e.cell == cell.name), 0.0)
     sets = 1 + sum(step < cell.recipe.build_method().steps for step in cell.recipe.saving.keep)
-    return Estimate(_curve_name(cell), "new" if last else "finished", evaluate_seconds=sets * last)
+    stands, nets = "new" if last else "finished", cell.recipe.evaluation.nets
+    return Estimate(_curve_name(cell), stands, evaluate_seconds=sets * last, nets=nets, sets=sets, run=cell.name)
 
 
-def _estimate_whole(item: PaperCell, data: Data, reporter: Reporter) -> Estimate:
+def _estimate_whole(item: PaperCell, data: Data, reporter: Reporter, runs: Path | None) -> Estimate:
     assert item.recipe
     try:
-        found = data(item.recipe)
+        found, nets = data(item.recipe), item.recipe.evaluation.nets
+        if runs and not missing_networks(item.recipe, found, None, RunStore(runs / item.stem).scores):
+            return Estimate(item.stem, "finished")
         reporter.say(f"timing {item.stem}")
-        return Estimate(item.stem, "new", evaluate_seconds=evaluation_seconds(item.recipe, found.train, found))
+        seconds = evaluation_seconds(item.recipe, found.train, found)
+        return Estimate(item.stem, "new", evaluate_seconds=seconds, nets=nets)
     except Interrupted:
         raise
     except PotstillError as error:

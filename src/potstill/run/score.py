@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -113,18 +113,41 @@ def evaluate_set(
     if isinstance(data, LabelledDataset) and data.spec.fingerprint != synthetic.spec.fingerprint:
         reporter.say(f"{data.spec.name}: not the data that this set was made from; their scores lie apart")
         place = place / f"on-{split_fingerprint(test)}"
-    job = _job(synthetic, synthetic.spec, test, recipe, _facts(synthetic))
-    return _evaluate("evaluate", job, place, reporter, only=only)
+    return _evaluate("evaluate", _job_on_set(synthetic, test, recipe), place, reporter, only=only)
 
 
-def missing_networks(recipe: Recipe, data: LabelledDataset, store: RunStore) -> list[int]:
-    """Which networks, from 0, the finished set in `store` has no score of by the recipe's evaluation section."""
-    synthetic = store.require_set()
-    test = matching_test(synthetic.spec, data)
-    facts = {**_facts(synthetic), "test_hash": split_fingerprint(test)}
-    job = _job(synthetic, synthetic.spec, test, recipe, facts)
-    found = _finished(store.scores, job, facts)
+def missing_networks(recipe: Recipe, data: LabelledDataset, synthetic: SyntheticSet | None, scores: Path) -> list[int]:
+    """Which networks, from 0, have no score in the folder by the recipe's evaluation section.
+
+    Args:
+        synthetic: what they are trained on; None for the whole training split.
+    """
+    if synthetic is None:
+        job = _job_on_whole(data, recipe)
+    else:
+        job = _job_on_set(synthetic, matching_test(synthetic.spec, data), recipe)
+    found = _finished(scores, job, {**job.facts, "test_hash": split_fingerprint(job.test)})
     return [i for i, seed in enumerate(job.seeds) if seed not in found]
+
+
+def sets_to_score(recipe: Recipe, store: RunStore, *, curve: bool) -> Iterator[tuple[Path, Path]]:
+    """Files of a finished run's sets, each with the folder of its scores: its last one, the same in few bits where the
+    recipe asks for that, and for a curve those that were kept on the way."""
+    yield store.distilled, store.scores
+    if recipe.evaluation.stored_bits is not None:
+        place = _write_in_few_bits(store.require_set(), recipe.evaluation.stored_bits, store)[1]
+        yield place.distilled_in_few_bits, place.scores
+    if curve:
+        last = int(store.require_set().provenance["steps"])
+        for step, path in store.kept_sets().items():
+            if step < last:
+                yield path, store.kept_scores(step)
+
+
+def _write_in_few_bits(synthetic: SyntheticSet, bits: int, folder: RunStore) -> tuple[SyntheticSet, RunStore]:
+    rounded, place = synthetic.quantised(bits), folder.in_few_bits(bits)
+    write_atomically(place.distilled_in_few_bits, rounded.to_bytes())
+    return rounded, place
 
 
 def evaluate_in_few_bits(
@@ -137,8 +160,7 @@ def evaluate_in_few_bits(
     bits = recipe.evaluation.stored_bits
     if bits is None:
         return None
-    rounded, place = synthetic.quantised(bits), folder.in_few_bits(bits)
-    write_atomically(place.root / "distilled.safetensors", rounded.to_bytes())
+    rounded, place = _write_in_few_bits(synthetic, bits, folder)
     return rounded, evaluate_set(rounded, data, recipe, place, reporter)
 
 
@@ -155,14 +177,14 @@ def evaluate_kept(recipe: Recipe, data: LabelledDataset | Split, store: RunStore
 
 
 def evaluate_full_data(
-    data: LabelledDataset, recipe: Recipe, folder: RunStore, reporter: Reporter, *, epochs: int
+    data: LabelledDataset, recipe: Recipe, folder: RunStore, reporter: Reporter, *, only: int | None = None
 ) -> Scores:
-    """Score the whole training split as if it were a set: the same networks and protocol, `epochs` epochs."""
-    recipe = replace(recipe, evaluation=replace(recipe.evaluation, epochs=epochs))
-    images = data.train.images
-    stored = {"numbers_stored": images.numel(), "bytes_stored": images.nbytes}
-    facts = {"set_hash": data.spec.fingerprint, **stored}
-    return _evaluate("full data", _job(data.train, data.spec, data.test, recipe, facts), folder.scores, reporter)
+    """Score the whole training split as if it were a set: the same networks and protocol.
+
+    Args:
+        only: see `evaluate_set`.
+    """
+    return _evaluate("full data", _job_on_whole(data, recipe), folder.scores, reporter, only=only)
 
 
 def stored_scores(folder: Path) -> tuple[Score, ...]:
@@ -182,6 +204,16 @@ def _facts(synthetic: SyntheticSet) -> dict[str, Any]:
         "bytes_stored": synthetic.bytes_stored,
         "stored_bits": synthetic.stored_bits,
     }
+
+
+def _job_on_set(synthetic: SyntheticSet, test: Split, recipe: Recipe) -> Job:
+    return _job(synthetic, synthetic.spec, test, recipe, _facts(synthetic))
+
+
+def _job_on_whole(data: LabelledDataset, recipe: Recipe) -> Job:
+    images = data.train.images
+    stored = {"numbers_stored": images.numel(), "bytes_stored": images.nbytes}
+    return _job(data.train, data.spec, data.test, recipe, {"set_hash": data.spec.fingerprint, **stored})
 
 
 def _job(train: TrainingSet, spec: DatasetSpec, test: Split, recipe: Recipe, facts: dict[str, Any]) -> Job:

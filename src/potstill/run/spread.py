@@ -1,4 +1,4 @@
-"""The tasks of a study, handed to an engine in three rounds: training runs of the pools, distillations, networks.
+"""The tasks of studies, handed to an engine in rounds: pools, searches of what is left open, sets, networks.
 
 What is done already is no task, so a study that was stopped goes on. Results are written here, into the same folders
 and files as by a run without an engine: only this process needs them.
@@ -10,33 +10,54 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import PotstillError
+from ..errors import PotstillError, UsageError, reason
 from ..files import write_atomically
 from ..learning.pool import is_cached
+from ..recipe import Recipe
+from ..sets.synthetic import SyntheticSet
 from ..spec import LabelledDataset
+from .ahead import Ahead
+from .cells import write_cell
+from .distil import has_budget_left, settled
 from .engine.base import Engine
 from .pretrain import run_keys
 from .progress import Reporter
-from .score import missing_networks
+from .score import missing_networks, sets_to_score
 from .shards import join, shard_folder, shards
 from .signals import interruptible
 from .store import RunStore
-from .study import Cell, Study
+from .study import Cell
 from .task import OF, Files, Task, data_name, pack_data, read_files
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What is to be done for one cell.
+
+    Attributes:
+        holdout: images that stand in for the test split, for the cell's record.
+        curve: score the sets that were kept on the way as well.
+        whole: train its networks on the whole training split, and make no set.
+    """
+
+    cell: Cell
+    data: LabelledDataset
+    holdout: int = 0
+    curve: bool = False
+    whole: bool = False
 
 
 @dataclass
 class Spread:
-    """One study in the hands of an engine.
+    """Work in the hands of an engine.
 
     Attributes:
-        data: of each cell by its name.
+        works: cells of one name share their set; they differ in how it is scored.
         shards: of the classes of each set, where a method's classes are independent; they are joined here.
         failures: cells that cannot be finished, and why.
     """
 
-    study: Study
-    data: Mapping[str, LabelledDataset]
+    works: Sequence[Work]
     out: Path
     cache: Path
     engine: Engine
@@ -44,10 +65,14 @@ class Spread:
     shards: int = 1
     failures: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._ahead = self.reporter.ahead or Ahead()
+
     def __call__(self) -> dict[str, str]:
         """Do all that can be done apart; what a cell still lacks afterwards is said in its failure."""
         with interruptible("the study"):
             self._do("pools", self._members())
+            self._do("searches", self._searches())
             self._do("sets", self._distillations())
             self._join()
             self._do("networks", self._networks())
@@ -55,93 +80,179 @@ class Spread:
 
     def _do(self, what: str, tasks: Iterable[Task]) -> None:
         tasks = list(tasks)
+        self._ahead.begin(what, [task.cell for task in tasks], self.engine.workers)
         if not tasks:
             return
         with self.reporter.stage(what, len(tasks)) as stage:
-            for task, told in self.engine.run(tasks, _Inputs(self, tasks)):
+            for task, told, seconds in self.engine.run(tasks, _Inputs(self, tasks)):
+                self._ahead.end(what, task.cell, seconds)
                 if isinstance(told, PotstillError):
-                    self.failures.setdefault(task.cell, f"{task.kind}: {told}")
                     self.reporter.say(f"{task.cell}: {task.kind} failed: {told}")
+                    self._fail(task.cell, told, f"{task.kind}: ")
                 else:
                     self._keep(task, told)
-                stage.advance(task.cell)
+                stage.advance(f"{task.cell}{self._ahead.words()}")
 
     def _keep(self, task: Task, files: Files) -> None:
         store = RunStore(self.out / task.cell)
         run = self._shard(store, task.classes)
-        place = {"member": self.cache / "pool", "distil": run.root, "network": store.scores}[task.kind]
-        # The finished set comes last: with it the run counts as done.
-        for name in sorted(files, key=lambda name: place / name == run.distilled):
+        place = self.cache / "pool" if task.kind == "member" else run.root / task.scores
+        # What says that a set or a search is finished comes last.
+        last = run.chosen if task.kind == "search" else run.distilled
+        for name in sorted(files, key=lambda name: place / name == last):
             write_atomically(place / name, files[name])
 
-    def _cells(self) -> Iterator[tuple[Cell, RunStore]]:
-        """Cells of which something can be done apart: those whose recipe leaves nothing to a search."""
-        for cell in self.study.cells:
-            if cell.name not in self.failures and not cell.recipe.open:
-                yield cell, RunStore(self.out / cell.name)
+    def _fail(self, name: str, error: PotstillError, where: str = "") -> None:
+        """Keep why a cell cannot be finished, as a run without an engine does: what is refused claims no folder."""
+        if name in self.failures:
+            return
+        self.failures[name] = f"{where}{reason(error)}"
+        work = next(work for work in self.works if work.cell.name == name)
+        store = RunStore(self.out / name)
+        if isinstance(error, UsageError) and not store.config.exists():
+            return
+        if not (work.whole or store.config.exists()):
+            store.write_config(work.cell.recipe.to_yaml())
+        if not work.whole:
+            write_cell(store, work.cell, work.holdout)
+        store.note_failure(error)
+
+    def _sets(self) -> Iterator[tuple[Work, Recipe, RunStore]]:
+        """Sets that are to be made or scored, with their recipes as a search settled them, where one was needed."""
+        for work in self.works:
+            if not work.whole and work.cell.name not in self.failures:
+                store = RunStore(self.out / work.cell.name)
+                try:
+                    yield work, settled(work.cell.recipe, store), store
+                except PotstillError as error:
+                    self._fail(work.cell.name, error)
 
     def _members(self) -> Iterator[Task]:
         asked = set[str]()
-        for cell, store in self._cells():
-            recipe, data = cell.recipe, self.data[cell.name]
-            if not (recipe.build_method().needs_pool and recipe.pool.pretrained) or store.distilled.exists():
+        for work, recipe, store in self._sets():
+            if not _has_pool(recipe) or store.distilled.exists():
                 continue
-            for run, keys in enumerate(run_keys(recipe, data)):
+            for run, keys in enumerate(run_keys(recipe, work.data)):
                 if keys[-1].digest() not in asked and not is_cached(keys, self.cache / "pool"):
                     asked.add(keys[-1].digest())
-                    yield self._task("member", cell, run)
+                    yield self._task("member", work, recipe, index=run)
+
+    def _searches(self) -> Iterator[Task]:
+        asked = set[str]()
+        for work, recipe, store in self._sets():
+            if recipe.open and work.cell.name not in asked and not store.distilled.exists():
+                asked.add(work.cell.name)
+                yield self._task("search", work, recipe)
 
     def _distillations(self) -> Iterator[Task]:
-        for cell, store in self._cells():
-            if store.distilled.exists():
+        asked = set[str]()
+        for work, recipe, store in self._sets():
+            if work.cell.name in asked or _finished(recipe, store):
                 continue
-            if missing := [name for name in self._pool(cell) if not (self.cache / name).exists()]:
-                self.failures[cell.name] = f"{len(missing)} networks of its pool are missing"
+            asked.add(work.cell.name)
+            if missing := [name for name in _pool(work, recipe) if not (self.cache / name).exists()]:
+                self._fail(work.cell.name, _Lacking(f"{len(missing)} networks of its pool are missing"))
                 continue
-            split = self._split(cell)
-            if split and cell.recipe.budget.minutes is not None:
+            split = self._split(work, recipe)
+            if split and recipe.budget.minutes is not None:
                 why = "a budget would end its shards at different steps; leave out --shards or budget.minutes"
-                self.failures[cell.name] = why
+                self._fail(work.cell.name, UsageError(why))
                 continue
             for classes in split or [()]:
                 run = self._shard(store, classes)
                 if not run.distilled.exists():
-                    place = run.root.relative_to(self.out).as_posix()
-                    begun = [f"{place}{OF}run/{name}" for name in read_files(run.root)] if run.snapshot.exists() else []
-                    yield self._task("distil", cell, inputs=(*self._pool(cell), *begun), classes=classes)
+                    inputs = (*_pool(work, recipe), *self._begun(run, store))
+                    yield self._task("distil", work, recipe, inputs=inputs, classes=classes)
+
+    def _begun(self, run: RunStore, store: RunStore) -> Iterator[str]:
+        """What an earlier attempt left, and what a search chose."""
+        place = run.root.relative_to(self.out).as_posix()
+        names = read_files(run.root) if run.snapshot.exists() else {}
+        yield from (f"{place}{OF}run/{name}" for name in names)
+        chosen = store.chosen.relative_to(store.root).as_posix()
+        if store.chosen.exists() and chosen not in names:
+            yield f"{store.root.name}{OF}run/{chosen}"
 
     def _join(self) -> None:
         """Sets of which all shards are there."""
-        for cell, store in self._cells():
-            parts = [self._shard(store, classes) for classes in self._split(cell)]
+        for work, recipe, store in self._sets():
+            parts = [self._shard(store, classes) for classes in self._split(work, recipe)]
             if parts and not store.distilled.exists() and all(part.distilled.exists() for part in parts):
                 join(store, parts)
 
-    def _split(self, cell: Cell) -> list[tuple[int, ...]]:
+    def _split(self, work: Work, recipe: Recipe) -> list[tuple[int, ...]]:
         """The classes of each shard of a cell; none where it is distilled whole."""
-        split = shards(self.data[cell.name].spec.num_classes, self.shards)
-        return split if len(split) > 1 and cell.recipe.build_method().independent_classes else []
+        split = shards(work.data.spec.num_classes, self.shards)
+        return split if len(split) > 1 and recipe.build_method().independent_classes else []
 
     def _shard(self, store: RunStore, classes: tuple[int, ...]) -> RunStore:
         return RunStore(store.root / shard_folder(classes)) if classes else store
 
     def _networks(self) -> Iterator[Task]:
-        for cell, store in self._cells():
+        """Those on the whole data first: they take longest, and are best not the last."""
+        for work in self.works:
+            if work.whole:
+                yield from self._or_fail(work, self._networks_on_whole(work))
+        for work, recipe, store in self._sets():
             if store.distilled.exists():
-                for index in missing_networks(cell.recipe, self.data[cell.name], store):
-                    yield self._task("network", cell, index, (f"{cell.name}.safetensors",))
+                yield from self._or_fail(work, self._networks_on_sets(work, recipe, store))
 
-    def _pool(self, cell: Cell) -> tuple[str, ...]:
-        recipe = cell.recipe
-        if not (recipe.build_method().needs_pool and recipe.pool.pretrained):
-            return ()
-        keys = [key for run in run_keys(recipe, self.data[cell.name]) for key in run]
-        return tuple(f"pool/{key.digest()}.safetensors" for key in keys)
+    def _or_fail(self, work: Work, tasks: Iterator[Task]) -> list[Task]:
+        """The tasks; none where files that they depend on are damaged."""
+        try:
+            return list(tasks)
+        except PotstillError as error:
+            self._fail(work.cell.name, error)
+            return []
+
+    def _networks_on_whole(self, work: Work) -> Iterator[Task]:
+        scores = RunStore(self.out / work.cell.name).scores
+        for index in missing_networks(work.cell.recipe, work.data, None, scores):
+            yield self._task("whole", work, work.cell.recipe, index=index, scores="scores")
+
+    def _networks_on_sets(self, work: Work, recipe: Recipe, store: RunStore) -> Iterator[Task]:
+        for path, scores in sets_to_score(recipe, store, curve=work.curve):
+            named = f"{work.cell.name}{OF}run/{path.relative_to(store.root).as_posix()}"
+            place = scores.relative_to(store.root).as_posix()
+            for index in missing_networks(recipe, work.data, SyntheticSet.load(path), scores):
+                yield self._task("network", work, recipe, index=index, inputs=(named,), scores=place)
 
     def _task(
-        self, kind: str, cell: Cell, index: int = 0, inputs: tuple[str, ...] = (), classes: tuple[int, ...] = ()
+        self,
+        kind: str,
+        work: Work,
+        recipe: Recipe,
+        *,
+        index: int = 0,
+        inputs: tuple[str, ...] = (),
+        classes: tuple[int, ...] = (),
+        scores: str = "",
     ) -> Task:
-        return Task(kind, cell.name, cell.recipe.to_dict(), data_name(self.data[cell.name]), index, inputs, classes)
+        data = data_name(work.data)
+        return Task(kind, work.cell.name, recipe.to_dict(), data, index, inputs, classes, scores)
+
+
+class _Lacking(PotstillError):
+    """Something that another task was to make is not there."""
+
+
+def _finished(recipe: Recipe, store: RunStore) -> bool:
+    """Whether the set is there; one that a budget cut short is opened again where more is given now."""
+    if not store.distilled.exists():
+        return False
+    if has_budget_left(store.require_set(), recipe, store):
+        store.reopen()
+        return False
+    return True
+
+
+def _has_pool(recipe: Recipe) -> bool:
+    return recipe.build_method().needs_pool and recipe.pool.pretrained
+
+
+def _pool(work: Work, recipe: Recipe) -> tuple[str, ...]:
+    keys = [key for run in run_keys(recipe, work.data) for key in run] if _has_pool(recipe) else []
+    return tuple(f"pool/{key.digest()}.safetensors" for key in keys)
 
 
 class _Inputs(Mapping[str, bytes]):
@@ -149,21 +260,18 @@ class _Inputs(Mapping[str, bytes]):
 
     def __init__(self, spread: Spread, tasks: Sequence[Task]):
         self._spread = spread
-        self._cell_of = {name: task.cell for task in tasks for name in (task.data, *task.inputs)}
+        self._names = dict.fromkeys(name for task in tasks for name in (task.data, *task.inputs))
+        self._data = {data_name(work.data): work.data for work in spread.works}
 
     def __getitem__(self, name: str) -> bytes:
-        spread, cell = self._spread, self._cell_of[name]
-        if name == data_name(spread.data[cell]):
-            return pack_data(spread.data[cell])
-        store = RunStore(spread.out / cell)
-        if name == f"{cell}.safetensors":
-            return store.distilled.read_bytes()
-        place, begun, rest = name.partition(OF)
-        path = spread.out / place / rest.removeprefix("run/") if begun else spread.cache / name
+        if name in self._data:
+            return pack_data(self._data[name])
+        place, of_a_run, rest = name.partition(OF)
+        path = self._spread.out / place / rest.removeprefix("run/") if of_a_run else self._spread.cache / name
         return path.read_bytes()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._cell_of)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._cell_of)
+        return len(self._names)

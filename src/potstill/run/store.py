@@ -95,6 +95,10 @@ class RunStore:
         return self.search / "asked.yaml"
 
     @property
+    def chosen(self) -> Path:
+        return self.search / "chosen.json"
+
+    @property
     def failure(self) -> Path:
         return self.root / "failure.json"
 
@@ -128,10 +132,15 @@ class RunStore:
         except Interrupted:
             raise
         except Exception as error:
-            trace = [] if isinstance(error, PotstillError) else traceback.format_exception(error)
-            with suppress(PotstillError):  # a full disk has no room for the note either
-                self.write_json(self.failure.name, {"reason": reason(error), "traceback": "".join(trace)})
+            self.note_failure(error)
             raise
+
+    def note_failure(self, error: Exception) -> None:
+        """Keep why the last attempt failed; where in the source, if nobody foresaw it."""
+        foreseen = isinstance(error, PotstillError)
+        trace = getattr(error, "trace", "") if foreseen else "".join(traceback.format_exception(error))
+        with suppress(PotstillError):  # a full disk has no room for the note either
+            self.write_json(self.failure.name, {"reason": reason(error), "traceback": trace})
 
     def write_config(self, text: str) -> None:
         write_atomically(self.config, f"{_SEAL}{_checksum(text)}\n{text}")
@@ -201,6 +210,11 @@ class RunStore:
     def in_few_bits(self, bits: int) -> RunStore:
         """The folder of the set with its stored numbers in `bits` bits."""
         return RunStore(self.root / f"stored_bits_{bits}")
+
+    @property
+    def distilled_in_few_bits(self) -> Path:
+        """The set of a folder of `in_few_bits`."""
+        return self.root / "distilled.safetensors"
 
     def sets_in_few_bits(self) -> list[RunStore]:
         """Those that were scored, widest numbers first."""

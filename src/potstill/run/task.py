@@ -1,8 +1,9 @@
 """A piece of a study that can be done anywhere: a small record of what to do; its inputs and results travel as bytes.
 
-Three kinds: a training run of a pool, the distillation of a cell, one evaluation network. A task is done in a folder of
-its own below the cache of the machine that does it, under its content address: begun again there, it goes on from its
-snapshot. The stages that do the work are those of a run without an engine, and so are the bytes.
+Five kinds: a training run of a pool, the search of what a cell leaves open, the distillation of a cell, one network
+trained on a set, and one on the whole training split. A task is done in a folder of its own below the cache of the
+machine that does it, under its content address: begun again there, a search or a distillation goes on where it was.
+The stages that do the work are those of a run without an engine, and so are the bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from ..spec import LabelledDataset
 from .distil import distill_run
 from .pretrain import pool_runtime, run_keys
 from .progress import Reporter
-from .score import evaluate_set
+from .score import evaluate_full_data, evaluate_set
+from .search import settle
 from .store import RunStore
 
 #: In the name of an input, between the place that it is of and the name that it has where the task is done.
@@ -40,14 +42,15 @@ class Task:
     """What to do.
 
     Attributes:
-        kind: "member", "distil" or "network".
+        kind: "member", "search", "distil", "network" or "whole".
         cell: whose result it is.
         recipe: of the cell, as `resolve` reads it.
         index: which training run of the pool, or which evaluation network.
         data: name of the input that holds the data set.
         inputs: names of the other inputs: members of the pool, what an earlier attempt left, the set to score. What
-            stands before `OF` tells them from those of other cells.
+            stands before `OF` is the run's folder in the study, where they are from one.
         classes: of a shard of the cell's set; all where there are none.
+        scores: the folder of the network's score in the cell's.
         version: of the potstill that the study belongs to.
     """
 
@@ -58,12 +61,24 @@ class Task:
     index: int = 0
     inputs: tuple[str, ...] = ()
     classes: tuple[int, ...] = ()
+    scores: str = ""
     version: str = __version__
 
     @property
     def key(self) -> str:
         """Content address."""
         return blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=12).hexdigest()
+
+    @property
+    def threads(self) -> int:
+        """Cores that it keeps busy: as many threads as its recipe states, or one of whoever does it."""
+        threads = self.recipe.get("runtime", {}).get("threads", "auto")
+        return threads if isinstance(threads, int) else 1
+
+    @property
+    def device(self) -> str:
+        """As its recipe states it."""
+        return str(self.recipe.get("runtime", {}).get("device", "auto"))
 
 
 def data_name(data: LabelledDataset) -> str:
@@ -94,7 +109,8 @@ def perform(task: Task, inputs: Mapping[str, bytes], known: dict[str, LabelledDa
     folder = default_cache() / "tasks" / task.key
     for named in task.inputs:
         name = named.rpartition(OF)[2]
-        if not (name.startswith("run/") and (folder / name).exists()):  # what was done here goes further
+        begun_here = task.kind == "distil" and name.startswith("run/") and (folder / name).exists()
+        if not begun_here:  # what was done here goes further
             write_atomically(folder / name, inputs[named])
     files = _KINDS[task.kind](task, resolve(task.recipe), known[task.data], folder)
     shutil.rmtree(folder, ignore_errors=True)
@@ -115,6 +131,12 @@ def _member(task: Task, recipe: Recipe, data: LabelledDataset, folder: Path) -> 
     return {name: content for name, content in read_files(folder / "pool").items() if name.endswith(".safetensors")}
 
 
+def _search(task: Task, recipe: Recipe, data: LabelledDataset, folder: Path) -> Files:
+    store = RunStore(folder / "run")
+    settle(recipe, data, store, Reporter(quiet=True), cache=folder)
+    return read_files(store.root)
+
+
 def _distil(task: Task, recipe: Recipe, data: LabelledDataset, folder: Path) -> Files:
     store, quiet = RunStore(folder / "run"), Reporter(quiet=True)
     distill_run(recipe, data, store, quiet, cache=folder, resume=True, classes=task.classes)
@@ -122,14 +144,22 @@ def _distil(task: Task, recipe: Recipe, data: LabelledDataset, folder: Path) -> 
 
 
 def _network(task: Task, recipe: Recipe, data: LabelledDataset, folder: Path) -> Files:
-    (name,) = task.inputs
+    (named,) = task.inputs
+    store, synthetic = RunStore(folder / "run"), SyntheticSet.load(folder / named.rpartition(OF)[2])
+    evaluate_set(synthetic, data, recipe, store, Reporter(quiet=True), only=task.index)
+    return read_files(store.scores)
+
+
+def _whole(task: Task, recipe: Recipe, data: LabelledDataset, folder: Path) -> Files:
     store = RunStore(folder / "run")
-    evaluate_set(SyntheticSet.load(folder / name), data, recipe, store, Reporter(quiet=True), only=task.index)
+    evaluate_full_data(data, recipe, store, Reporter(quiet=True), only=task.index)
     return read_files(store.scores)
 
 
 _KINDS: Mapping[str, Callable[[Task, Recipe, LabelledDataset, Path], Files]] = {
     "member": _member,
+    "search": _search,
     "distil": _distil,
     "network": _network,
+    "whole": _whole,
 }

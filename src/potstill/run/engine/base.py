@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -12,20 +14,46 @@ from ..task import Files, Task, perform
 
 #: Times that a task is begun again after its worker was lost.
 RETRIES = 2
-#: A task with its files, or with why there are none.
-Done = tuple[Task, Files | PotstillError]
+#: What a worker tells: a task's files, or why there are none, and the seconds that it was at work.
+Told = tuple[Files | PotstillError, float]
+#: The same with the task.
+Done = tuple[Task, Files | PotstillError, float]
+
+
+class Unforeseen(RunError):
+    """What nobody foresaw went wrong in a worker; `trace` says where in the source."""
+
+    def __init__(self, told: str, trace: str):
+        super().__init__(told)
+        self.told, self.trace = told, trace
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:  # it travels between processes
+        return type(self), (self.told, self.trace)
 
 
 class Engine(AbstractContextManager[Any], Protocol):
     """Does tasks that do not depend on each other; workers stay from one call to the next, until the block ends."""
+
+    @property
+    def workers(self) -> int:
+        """Tasks at once, at most."""
+        ...
 
     def run(self, tasks: Sequence[Task], inputs: Mapping[str, bytes]) -> Iterator[Done]:
         """The tasks as they end, in any order. One that fails is told and does not keep the others from being done."""
         ...
 
 
-def attempt(task: Task, inputs: Mapping[str, bytes], known: dict[str, LabelledDataset]) -> Files | PotstillError:
-    """The task's files, or what went wrong in it."""
+def attempt(task: Task, inputs: Mapping[str, bytes], known: dict[str, LabelledDataset]) -> Told:
+    """The task's files or what went wrong in it, and how long it took."""
+    started = time.perf_counter()
+    told = _files_or_error(task, inputs, known)
+    return told, time.perf_counter() - started
+
+
+def _files_or_error(
+    task: Task, inputs: Mapping[str, bytes], known: dict[str, LabelledDataset]
+) -> Files | PotstillError:
     try:
         return perform(task, inputs, known)
     except Interrupted:
@@ -33,7 +61,7 @@ def attempt(task: Task, inputs: Mapping[str, bytes], known: dict[str, LabelledDa
     except PotstillError as error:
         return error
     except Exception as error:
-        return RunError(reason(error))
+        return Unforeseen(reason(error), "".join(traceback.format_exception(error)))
 
 
 def lost(task: Task, how: str) -> RunError:

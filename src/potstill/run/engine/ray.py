@@ -38,6 +38,7 @@ class Ray(AbstractContextManager["Ray"]):
         except ImportError as error:
             raise MissingExtra("the engine ray", "ray") from error
         self._ray: Any = ray
+        self.workers = 1
         address = os.environ.get("RAY_ADDRESS") or None
         if address:
             _require_answer(address)
@@ -51,33 +52,47 @@ class Ray(AbstractContextManager["Ray"]):
             place = f"RAY_ADDRESS={address}: no Ray cluster there" if address else "a local Ray cluster did not start"
             said = str(error).partition("\n")[0]
             raise RunError(f"{place} ({said}); start one with ray start --head, or use --engine processes") from error
+        self.workers = max(1, self._has("CPU"))
 
     def __exit__(self, *_: object) -> None:
         self._ray.shutdown()
 
     def run(self, tasks: Sequence[Task], inputs: Mapping[str, bytes]) -> Iterator[Done]:
         ray = self._ray
-        remote = ray.remote(num_cpus=1, max_retries=RETRIES)(_perform)
+        takes = [self._takes(task) for task in tasks]
+        self.workers = max(1, min(self._has(kind) // max(1, max(t[kind] for t in takes)) for kind in takes[0]))
+        remote = ray.remote(max_retries=RETRIES)(_perform)
         names = {name for task in tasks for name in (task.data, *task.inputs)}
         held = {name: ray.put(inputs[name]) for name in names}
         pending = {}
-        for task in tasks:
+        for task, taken in zip(tasks, takes, strict=True):
             needed = (task.data, *task.inputs)
-            pending[remote.remote(task, needed, *(held[name] for name in needed))] = task
+            there = remote.options(num_cpus=taken["CPU"], num_gpus=taken.get("GPU", 0))
+            pending[there.remote(task, needed, *(held[name] for name in needed))] = task
         try:
             while pending:
                 (ready, *_), _ = ray.wait(list(pending))
                 task = pending.pop(ready)
                 try:
-                    yield task, ray.get(ready)
+                    yield task, *ray.get(ready)
                 except ray.exceptions.RayTaskError as error:
                     said = str(error.cause).partition("\n")[0]
-                    yield task, RunError(f"{task.kind} of {task.cell}: a worker could not begin it ({said})")
+                    yield task, RunError(f"{task.kind} of {task.cell}: a worker could not begin it ({said})"), 0.0
                 except ray.exceptions.RayError as error:
-                    yield task, lost(task, type(error).__name__)
+                    yield task, lost(task, type(error).__name__), 0.0
         finally:
             for reference in pending:  # only where the loop was left early
                 ray.cancel(reference, force=True)
+
+    def _has(self, kind: str) -> int:
+        """CPUs or GPUs of all nodes."""
+        return int(self._ray.cluster_resources().get(kind, 0))
+
+    def _takes(self, task: Task) -> dict[str, int]:
+        """Of a node: cores for the threads that it states, and a GPU where there are any and it may use one."""
+        widest = max((int(n["Resources"].get("CPU", 1)) for n in self._ray.nodes() if n["Alive"]), default=1)
+        cores = {"CPU": min(task.threads, widest)}  # more than any node has would wait for ever
+        return cores | ({"GPU": 1} if self._has("GPU") and task.device != "cpu" else {})
 
 
 def _perform(task: Task, names: Sequence[str], *inputs: bytes) -> Any:

@@ -11,6 +11,8 @@ from .base import Done, attempt
 
 
 class Serial(AbstractContextManager["Serial"]):
+    workers = 1
+
     def __init__(self) -> None:
         self._data: dict[str, LabelledDataset] = {}
 
@@ -19,4 +21,4 @@ class Serial(AbstractContextManager["Serial"]):
 
     def run(self, tasks: Sequence[Task], inputs: Mapping[str, bytes]) -> Iterator[Done]:
         for task in tasks:
-            yield task, attempt(task, inputs, self._data)
+            yield task, *attempt(task, inputs, self._data)

@@ -38,7 +38,7 @@ class Workers(AbstractContextManager["Workers"]):
     """
 
     def __init__(self, count: int | None = None):
-        self.count = count or _gpus() or usable_threads()
+        self._most = self.workers = count or _gpus() or usable_threads()
         self._idle: list[_Worker] = []
 
     def __exit__(self, *_: object) -> None:
@@ -47,11 +47,12 @@ class Workers(AbstractContextManager["Workers"]):
         self._idle.clear()
 
     def run(self, tasks: Sequence[Task], inputs: Mapping[str, bytes]) -> Iterator[Done]:
+        self._fit(tasks)
         waiting = deque((task, 0) for task in tasks)
         busy: dict[Connection, tuple[_Worker, Task, int]] = {}
         try:
             while waiting or busy:
-                while waiting and len(busy) < self.count:
+                while waiting and len(busy) < self.workers:
                     task, losses = waiting.popleft()
                     worker = self._idle.pop() if self._idle else self._start(busy)
                     busy[worker.connection] = worker, task, losses
@@ -66,20 +67,29 @@ class Workers(AbstractContextManager["Workers"]):
                         if losses < RETRIES:
                             waiting.append((task, losses + 1))
                         else:
-                            yield task, lost(task, f"exit code {worker.process.exitcode}; -9 is often a lack of memory")
+                            how = f"exit code {worker.process.exitcode}; -9 is often a lack of memory"
+                            yield task, lost(task, how), 0.0
                         continue
                     self._idle.append(worker)
-                    yield task, told
+                    yield task, *told
         finally:
             for worker, _, _ in busy.values():  # only where the loop was left early
                 _end(worker)
 
+    def _fit(self, tasks: Sequence[Task]) -> None:
+        """As many workers as have cores for the threads that the tasks state, on other cores than before if need be."""
+        threads = max((task.threads for task in tasks), default=1)
+        fitting = self._most if threads == 1 else max(1, min(self._most, usable_threads() // threads))
+        if fitting != self.workers:
+            self.__exit__()
+            self.workers = fitting
+
     def _start(self, busy: Mapping[Connection, tuple[_Worker, Task, int]]) -> _Worker:
         context = get_context("spawn")  # a fork would inherit the locks of torch's threads
-        number = min(set(range(self.count)) - {worker.number for worker, _, _ in busy.values()})
+        number = min(set(range(self.workers)) - {worker.number for worker, _, _ in busy.values()})
         ours, theirs = context.Pipe()
-        threads = max(1, usable_threads() // self.count)
-        place = threads, core_group(usable_cores(), number, self.count), number if _gpus() else None
+        threads = max(1, usable_threads() // self.workers)
+        place = threads, core_group(usable_cores(), number, self.workers), gpu_of(number, _gpus())
         process = context.Process(target=_serve, args=(theirs, *place), daemon=True)
         with signals_held_back():
             process.start()
@@ -109,13 +119,19 @@ def core_group(cores: Sequence[int], number: int, count: int) -> list[int]:
     return list(cores[first : first + size])
 
 
-def _serve(connection: Connection, threads: int, cores: list[int], gpu: int | None) -> None:
+def gpu_of(number: int, gpus: int) -> str:
+    """What CUDA_VISIBLE_DEVICES is for one worker: one of those that this process may use; "" where there is none."""
+    given = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return (given or [str(i) for i in range(gpus)])[number % gpus] if gpus else ""
+
+
+def _serve(connection: Connection, threads: int, cores: list[int], gpu: str) -> None:
     """The other process: task after task until nobody listens."""
     os.environ["OMP_NUM_THREADS"] = str(threads)  # what "auto" is settled by
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    if gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     Thread(target=_end_with_the_parent, daemon=True).start()
     known: dict[str, LabelledDataset] = {}
     with suppress(EOFError, ConnectionError):
