@@ -19,24 +19,29 @@ POOLS = {"average": F.avg_pool2d, "max": F.max_pool2d}
 def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
     """Instance norm with an affine, ReLU and 2x2 average pool, `(B, C, H, W)` to `(B, C, H//2, W//2)`.
 
-    Equal to `avg_pool2d(relu(instance_norm(x)), 2)`. Written out as mean, variance and a reshape so that the
-    compiler can fuse all three into one pass over the map; as separate kernels they cost more than the convolution.
-    Compiled bf16 graphs on a CPU call a hand-written kernel instead, which computes the same.
-    Statistics are at least fp32 whatever the map's precision.
+    Compiled, it is written out as mean, variance and a reshape: the compiler fuses all three into one pass over the map,
+    where as separate kernels they cost more than the convolution. Compiled bf16 graphs on a CPU call a hand-written
+    kernel instead, which computes the same. Statistics are at least fp32 whatever the map's precision.
     """
     if native.serves(x):
         return native.norm_relu_pool(x, weight, bias, eps)
     out_dtype = x.dtype
-    x = instance_norm(x, weight, bias, eps)
+    x = torch.relu(instance_norm(x, weight, bias, eps))
+    return (halved(x) if torch.compiler.is_compiling() else F.avg_pool2d(x, 2)).to(out_dtype)
+
+
+def halved(x: Tensor) -> Tensor:
+    """`avg_pool2d(x, 2)` as a mean, which the compiler can fuse and which takes three times as long without it."""
     batch, channels, height, width = x.shape
-    x = torch.relu(x)[:, :, : height // 2 * 2, : width // 2 * 2]
-    x = x.reshape(batch, channels, height // 2, 2, width // 2, 2).mean(dim=(3, 5))
-    return x.to(out_dtype)
+    x = x[:, :, : height // 2 * 2, : width // 2 * 2]
+    return x.reshape(batch, channels, height // 2, 2, width // 2, 2).mean(dim=(3, 5))
 
 
 def instance_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
     """Every channel of every sample standardised over its map, then the affine; at least fp32, whatever the map is."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
+    if not torch.compiler.is_compiling():
+        return F.instance_norm(x, weight=weight, bias=bias, eps=eps)
     variance, mean = torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)
     return (x - mean) * (torch.rsqrt(variance + eps) * weight[:, None, None]) + bias[:, None, None]
 
