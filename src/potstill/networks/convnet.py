@@ -19,9 +19,9 @@ POOLS = {"average": F.avg_pool2d, "max": F.max_pool2d}
 def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
     """Instance norm with an affine, ReLU and 2x2 average pool, `(B, C, H, W)` to `(B, C, H//2, W//2)`.
 
-    Compiled, it is written out as mean, variance and a reshape: the compiler fuses all three into one pass over the map,
-    where as separate kernels they cost more than the convolution. Compiled bf16 graphs on a CPU call a hand-written
-    kernel instead, which computes the same. Statistics are at least fp32 whatever the map's precision.
+    Compiled, it is written out as mean, variance and a reshape: the compiler fuses all three into one pass over the
+    map, where as separate kernels they cost more than the convolution. Compiled bf16 graphs on a CPU call a
+    hand-written kernel instead, which computes the same. Statistics are at least fp32 whatever the map's precision.
     """
     if native.serves(x):
         return native.norm_relu_pool(x, weight, bias, eps)
