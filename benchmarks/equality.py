@@ -22,10 +22,12 @@ import torch
 import potstill
 from potstill.evaluation import evaluate
 from potstill.files import default_cache, write_atomically
+from potstill.learning.optim import Descent
 from potstill.learning.pool import Pool, pretrain
 from potstill.machine.runtime import Runtime
 from potstill.methods import Problem, run_method
 from potstill.methods.dsdm import DSDM, DSDMConfig
+from potstill.methods.history import HistoryConfig
 from potstill.networks.convnet import default_depth
 from potstill.run.environment import commit, cpu_name
 from potstill.sets.synthetic import SyntheticSet
@@ -35,11 +37,10 @@ from potstill.spec import DatasetSpec
 RATE = 0.02
 #: What `plain.PlainDSDM` does, in the keys of DSDM.
 AS_PLAIN = {
-    "learning_rate": RATE,
+    "descent": Descent(RATE),
     "scale_rate": False,
     "clamp": "before",
-    "history_scope": "shared",
-    "history_features": "augmented",
+    "history": HistoryConfig(scope="shared", features="augmented"),
 }
 FACTOR, EPOCHS = (2, 2), 300
 

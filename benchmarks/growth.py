@@ -23,6 +23,7 @@ from potstill.learning.pool import untrained
 from potstill.machine.runtime import Runtime
 from potstill.methods import Init, Problem
 from potstill.methods.dsdm import DSDM, DSDMConfig
+from potstill.methods.real_features import BankConfig
 from potstill.networks import NETWORKS
 from potstill.networks.convnet import ConvNet
 from potstill.run.environment import commit, cpu_name, peak_memory_mb
@@ -97,7 +98,7 @@ def measure(classes: int, ipc: int, side: int, width: int, networks: int, thread
         network="sized",
         init=Init(kind="noise"),
     )
-    method = DSDM(DSDMConfig(real_statistics="bank", bank_draws=1, synthetic_batch=10**6))
+    method = DSDM(DSDMConfig(real_statistics="bank", bank=BankConfig(draws=1), synthetic_batch=10**6))
     state = method.init(problem)
     seconds = []
     for step in range(6 + 2 * networks):

@@ -31,6 +31,7 @@ from potstill.machine.allocator import keep_freed_memory
 from potstill.machine.runtime import Runtime
 from potstill.methods import Problem
 from potstill.methods.dsdm_plus import DSDMPlus, DSDMPlusConfig
+from potstill.methods.real_features import BankConfig
 from potstill.networks import build_network
 from potstill.run.environment import commit, cpu_name
 
@@ -174,7 +175,7 @@ def operations(_levers: bool) -> dict:
         pool=untrained(spec, members=1),
         network="convnet",
     )
-    step = speed.stepper(DSDMPlus(DSDMPlusConfig(bank_draws=1)), problem)
+    step = speed.stepper(DSDMPlus(DSDMPlusConfig(bank=BankConfig(draws=1))), problem)
     for t in range(6):
         step(t)
     with profile(activities=[ProfilerActivity.CPU]) as profiled:

@@ -28,6 +28,7 @@ from potstill.learning.pool import Pool
 from potstill.machine.runtime import Runtime
 from potstill.methods import Problem
 from potstill.methods.dsdm import DSDM, DSDMConfig
+from potstill.methods.real_features import BankConfig
 from potstill.networks import build_network
 from potstill.run.environment import commit, cpu_name, peak_memory_mb
 from potstill.spec import DatasetSpec, Split
@@ -98,7 +99,7 @@ def step_pairs(data: Split, spec: DatasetSpec, runtime: Runtime, ipc: int, pairs
     with tempfile.TemporaryDirectory() as folder, apart(plain_step, runtime, ipc, folder) as plain_side:
         sides = {"plain": plain_side}
         for kind in ("fresh", "bank"):
-            sides[kind] = stepper(DSDM(DSDMConfig(real_statistics=kind, bank_draws=1)), problem)
+            sides[kind] = stepper(DSDM(DSDMConfig(real_statistics=kind, bank=BankConfig(draws=1))), problem)
         return paired(sides, pairs, warm=3 * MEMBERS)
 
 

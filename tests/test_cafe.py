@@ -15,6 +15,7 @@ from potstill.learning import extractor as extractor_module
 from potstill.learning.augment import Strategy, apply
 from potstill.learning.extractor import Extractor
 from potstill.learning.inner import epoch_of
+from potstill.learning.optim import Descent
 from potstill.machine.runtime import Runtime
 from potstill.methods import METHODS, Problem
 from potstill.methods.cafe import CAFE, CAFEDSA, CAFEConfig, CAFEDSAConfig
@@ -150,7 +151,7 @@ def test_a_network_serves_until_its_accuracy_settles_or_its_time_is_up(keys, ser
 
 def test_the_rate_is_halved_three_times():
     method = CAFE(CAFEConfig(steps=2000))
-    rates = [method._rate_at(step) for step in (0, 1199, 1200, 1600, 1800)]
+    rates = [method._descent_at(step).learning_rate for step in (0, 1199, 1200, 1600, 1800)]
     assert rates == pytest.approx([0.1, 0.1, 0.05, 0.025, 0.0125])
 
 
@@ -166,7 +167,7 @@ def test_cafe_dsa_augments_alike_and_its_network_too(toy_dataset: LabelledDatase
 def test_the_published_numbers_are_the_defaults_and_impossible_ones_are_refused():
     c = CAFEConfig()
     assert (c.lower_weight, c.upper_weight, c.discrimination_weight) == (0.1, 1.0, 0.01)
-    assert (c.window, c.outer_spread, c.inner_spread, c.learning_rate, c.momentum) == (10, 0.04, 0.03, 0.1, 0.5)
+    assert (c.window, c.outer_spread, c.inner_spread, c.descent) == (10, 0.04, 0.03, Descent(0.1, momentum=0.5))
     with pytest.raises(UsageError, match="inner_spread=2: need a share"):
         CAFEConfig(inner_spread=2.0)
     with pytest.raises(UsageError, match="window=0"):

@@ -30,7 +30,7 @@ from potstill.methods import METHODS, Metrics
 from potstill.methods.dsdm import DSDM
 from potstill.networks import NETWORKS
 from potstill.recipe import PoolConfig, parse_assignments, resolve
-from potstill.recipe.keys import keys_of
+from potstill.recipe.keys import find_keys, keys_of
 from potstill.run.progress import Reporter
 from potstill.run.store import RunStore
 from potstill.sets.synthetic import SyntheticSet
@@ -779,6 +779,16 @@ def test_the_keys_of_a_section_are_listed_with_type_default_and_meaning(capsys: 
     assert (
         "method.steps = 20000  (a whole number)\n    iterations, a new random network each." in capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["method.learning_rate", "method.descent_learning_rate", "method.descent.learning_rate"]
+)
+def test_a_key_in_a_methods_section_is_found_by_any_name_and_told_by_its_full_one(name: str) -> None:
+    (key,) = find_keys(name, "dm")
+    assert (key.name, key.default) == ("method.descent.learning_rate", "1.0")
+    assert "NORMALISED pixels" in key.meaning and key.meaning.endswith("of the first step.")
+    assert len(find_keys("method.descent", "dm")) == 4
 
 
 @pytest.mark.parametrize("method", list(METHODS))

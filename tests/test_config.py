@@ -16,6 +16,8 @@ from potstill.checks import at_least
 from potstill.errors import UsageError
 from potstill.methods import METHODS
 from potstill.recipe import merge, of_method, parse_assignments, read_recipe, recipe_names, resolve
+from potstill.recipe.layers import flat
+from potstill.recipe.names import short_names
 from potstill.recipe.text import from_yaml, to_yaml
 from potstill.spec import LabelledDataset
 
@@ -46,9 +48,9 @@ def test_a_shipped_recipe_resolves_for_its_method_and_for_random(name: str) -> N
 def test_a_recipes_keys_all_arrive(name: str) -> None:
     """What the file says is what the resolved recipe says, key by key."""
     resolved = resolve(read_recipe(name)).to_dict()
-    for section, value in read_recipe(name).items():
-        found = resolved[section]
-        assert ({k: found[k] for k in value} if isinstance(value, dict) else found) == value
+    found = dict(flat(resolved))
+    said = dict(flat(read_recipe(name)))
+    assert {key: found[key] for key in said} == said
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,7 +66,7 @@ def test_a_resolved_recipe_reads_back_to_itself(name: str, method: str) -> None:
 def test_a_saved_recipe_keeps_its_own_numbers_over_its_fidelitys(fidelity: str) -> None:
     recipe = resolve({"fidelity": fidelity, "method.clamp": "after", "method.learning_rate": 0.7})
     assert resolve(recipe.to_dict()) == recipe
-    assert recipe.method.learning_rate == 0.7 and recipe.fidelity == fidelity
+    assert recipe.method.descent.learning_rate == 0.7 and recipe.fidelity == fidelity
 
 
 # --- layers
@@ -74,14 +76,14 @@ def test_precedence_is_defaults_then_fidelity_then_file_then_keys() -> None:
     file = {"fidelity": "paper", "method": {"learning_rate": 0.5, "clamp": "before"}}
     recipe = resolve(file, {"method.clamp": "after"})
     assert recipe.method.steps == 3000  # the default
-    assert recipe.method.momentum == 0.5  # the fidelity
-    assert recipe.method.learning_rate == 0.5  # the file, over the fidelity's 0.1
+    assert recipe.method.descent.momentum == 0.5  # the fidelity
+    assert recipe.method.descent.learning_rate == 0.5  # the file, over the fidelity's 0.1
     assert recipe.method.clamp == "after"  # the key, over file and fidelity
 
 
 def test_a_fidelity_given_as_a_key_does_not_override_the_file() -> None:
     recipe = resolve({"method": {"learning_rate": 0.5}, "pool": {"schedule": "fast"}}, {"fidelity": "paper"})
-    assert (recipe.method.learning_rate, recipe.pool.schedule, recipe.method.clamp) == (0.5, "fast", "never")
+    assert (recipe.method.descent.learning_rate, recipe.pool.schedule, recipe.method.clamp) == (0.5, "fast", "never")
 
 
 def test_a_part_of_methods_serves_its_method_alone_and_goes_over_what_all_share() -> None:
@@ -151,7 +153,7 @@ def test_command_line_words_become_a_layer(words: list[str], layer: dict[str, An
 @pytest.mark.parametrize("written", ["1e-3", "0.001", "1.0e-3"])
 def test_small_rates_can_be_written_with_an_exponent(written: str) -> None:
     """YAML 1.1 takes `1e-3` for a word."""
-    assert resolve(parse_assignments(["--method.learning_rate", written])).method.learning_rate == 0.001
+    assert resolve(parse_assignments(["--method.learning_rate", written])).method.descent.learning_rate == 0.001
 
 
 def test_the_seed_given_by_assignment_may_be_negative() -> None:
@@ -262,7 +264,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"evaluation.nets": 0}, "nets=0", "at least 1"),
     ({"method.name": "dm", "fidelity": "exact"}, "fidelity='exact'", "paper, code, potstill"),
     ({"method.name": "dm", "method.augment": "paint"}, "'paint'", "color"),
-    ({"method.name": "dm", "method.momentum": -0.5}, "method.momentum=-0.5", "from 0"),
+    ({"method.name": "dm", "method.momentum": -0.5}, "method.descent.momentum=-0.5", "from 0"),
     ({"init.kind": "zeros"}, "init.kind='zeros'", "mix, real, noise"),
     ({"init.pick": "last"}, "init.pick='last'", "seeded, centres, first"),
     ({"init.resize": "cubic"}, "init.resize='cubic'", "area, nearest"),
@@ -293,7 +295,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"runtime.threads": 0}, "runtime.threads=0", "at least 1"),
     ({"evaluation.at_once": 0}, "evaluation.at_once=0", "at least 1"),
     ({"a." * 5000: 3}, "unknown recipe key 'a.a.", "no key lies so deep"),
-    ({"method.optimizer": "9" * 5000}, "method.optimizer='99", "sgd, adam"),
+    ({"method.optimizer": "9" * 5000}, "method.descent.optimizer='99", "sgd, adam"),
 ]
 
 
@@ -332,6 +334,8 @@ def test_a_number_that_would_fill_the_memory_is_refused_by_its_bound(key: str, v
     ("layer", "meant"),
     [
         ({"method.step": 3}, "method.steps"),
+        ({"method.history_weigth": 3}, "method.history.weight"),
+        ({"method.history.wieght": 3}, "method.history.weight"),
         ({"pool": {"member": 3}}, "pool.members"),
         ({"evalution.nets": 3}, "evaluation"),
         ({"icp": 3}, "ipc"),
@@ -386,6 +390,65 @@ def test_a_wrong_key_in_a_methods_section_is_named_in_full(
     with pytest.raises(UsageError) as caught:
         resolve({"method.name": "random"}, layer)
     assert str(caught.value).startswith(complaint)
+
+
+# --- short names
+
+
+@pytest.mark.parametrize("key", ["method.history.smoothing", "method.history_smoothing", "method.smoothing"])
+def test_a_key_in_a_section_has_a_short_name_with_the_section_and_one_without(key: str) -> None:
+    layers = [{key: 0.5}, merge({key: 0.5}), parse_assignments([f"--{key}", "0.5"])]
+    for layer in layers:
+        assert resolve(layer) == resolve({"method.history.smoothing": 0.5}) != resolve({})
+    assert resolve(of_method([{key.replace("method", "methods.dsdm", 1): 0.5}], "dsdm")) == resolve(layers[0])
+
+
+def test_every_short_name_is_that_of_one_key_of_the_method(sectioned: None) -> None:
+    assert short_names(Sectioned) == {
+        "draws": "bank.draws",
+        "bank_draws": "bank.draws",
+        "gigabytes": "bank.gigabytes",
+        "bank_gigabytes": "bank.gigabytes",
+    }
+    names = short_names(METHODS["dsdm"].Config)
+    assert names["learning_rate"] == names["descent_learning_rate"] == "descent.learning_rate"
+    assert "steps" not in names and "scale_rate" not in names  # keys as they are
+
+
+def test_a_name_that_two_sections_have_is_the_short_name_of_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Twice:
+        bank: Bank = field(default_factory=Bank)
+        other: Bank = field(default_factory=Bank)
+
+    monkeypatch.setattr(METHODS["random"], "Config", Twice)
+    monkeypatch.setitem(Twice.__init__.__globals__, "Twice", Twice)
+    assert set(short_names(Twice)) == {"bank_draws", "bank_gigabytes", "other_draws", "other_gigabytes"}
+    assert resolve({"method": {"name": "random", "other_draws": 2}}).method == Twice(other=Bank(2))
+    with pytest.raises(UsageError, match=r"unknown recipe key 'method\.draws' of method 'random': .*bank\.draws, "):
+        resolve({"method": {"name": "random", "draws": 2}})
+
+
+def test_a_later_layer_wins_under_whichever_name() -> None:
+    long, short = {"method.descent.momentum": 0.1}, {"method.momentum": 0.2}
+    assert resolve(long, short).method.descent.momentum == 0.2
+    assert resolve(short, long).method.descent.momentum == 0.1
+    assert resolve({"fidelity": "paper"}, short).method.descent.momentum == 0.2  # over the preset's section
+    parts = [{"methods.dm.momentum": 0.2}, {"methods.dm.descent.momentum": 0.1}]
+    assert resolve(of_method(parts, "dm")).method.descent.momentum == 0.1
+
+
+def test_a_section_keeps_what_the_method_has_where_one_key_of_it_is_given() -> None:
+    """Adam with linear decay is dsdm_plus' own default, not the section's."""
+    descent = resolve({"method": {"name": "dsdm_plus", "learning_rate": 0.5}}).method.descent
+    assert (descent.learning_rate, descent.optimizer, descent.decay) == (0.5, "adam", "linear")
+
+
+def test_one_key_under_two_names_is_refused_where_they_disagree() -> None:
+    assert resolve({"method": {"momentum": 0.5, "descent": {"momentum": 0.5}}}).method.descent.momentum == 0.5
+    with pytest.raises(UsageError) as caught:
+        resolve({"method.momentum": 0.5, "method.descent.momentum": 0.9})
+    assert str(caught.value) == ("method.momentum=0.5 and method.descent.momentum=0.9: these are one key, give it once")
 
 
 def test_a_recipe_is_resolved_in_milliseconds() -> None:

@@ -26,7 +26,7 @@ def start() -> Tensor:
 def walk(descent: Descent) -> list[Tensor]:
     images, memory, path = start(), descent.init(start()), []
     for step, gradient in enumerate(gradients()):
-        images, memory = descent(images, gradient, memory, step)
+        images, memory = descent(images, gradient, memory, step=step, steps=STEPS)
         path.append(images)
     return path
 
@@ -55,26 +55,26 @@ CASES = {
 def test_descent_equals_torch(choice: tuple[str, float], make, decay: str, rates: list[float]) -> None:
     """Linear decay over 5 steps: .3 times 1, .8, .6, .4, .2."""
     optimizer, momentum = choice
-    path = walk(Descent(optimizer, 0.3, momentum, decay, STEPS))
+    path = walk(Descent(0.3, optimizer, momentum, decay))
     for ours, theirs in zip(path, torch_walk(make, rates), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 def test_linear_decay_ends_at_zero_after_the_last_step() -> None:
-    descent = Descent("sgd", 0.3, 0.0, "linear", 1000)
-    assert descent.rate_at(0) == 0.3
-    assert descent.rate_at(500) == pytest.approx(0.15)
-    assert descent.rate_at(999) == pytest.approx(0.0003)
+    descent = Descent(0.3, decay="linear")
+    assert descent.rate_at(0, 1000) == 0.3
+    assert descent.rate_at(500, 1000) == pytest.approx(0.15)
+    assert descent.rate_at(999, 1000) == pytest.approx(0.0003)
 
 
 def test_descent_leaves_its_arguments_alone() -> None:
     """A state that was handed out stays what it was: snapshots and resumed runs rest on that."""
     for optimizer in ("sgd", "adam"):
-        descent = Descent(optimizer, 0.3, 0.5, "none", STEPS)
+        descent = Descent(0.3, optimizer, 0.5)
         images, gradient, memory = start(), gradients()[0], descent.init(start())
-        _, later = descent(images, gradient, memory, 0)
+        _, later = descent(images, gradient, memory, step=0, steps=STEPS)
         before = later.clone()
-        descent(images, gradient, later, 1)
+        descent(images, gradient, later, step=1, steps=STEPS)
         assert torch.equal(images, start()) and torch.equal(gradient, gradients()[0])
         assert not memory.any() and torch.equal(later, before)
 
@@ -83,16 +83,16 @@ def test_descent_leaves_its_arguments_alone() -> None:
     ("optimizer", "momentum", "buffers"), [("sgd", 0.0, 0), ("sgd", 0.5, 1), ("adam", 0.0, 2), ("adam", 0.5, 2)]
 )
 def test_memory_has_as_many_buffers_as_needed(optimizer: str, momentum: float, buffers: int) -> None:
-    memory = Descent(optimizer, 0.3, momentum, "none", STEPS).init(start())
+    memory = Descent(0.3, optimizer, momentum).init(start())
     assert memory.shape == (buffers, 2, 3, 4) and not memory.any()
     assert memory.dtype == torch.float64
 
 
 def test_unknown_choices_are_refused_by_the_name_of_their_key() -> None:
     with pytest.raises(UsageError, match=r"^optimizer='rmsprop': use one of sgd, adam$"):
-        Descent("rmsprop", 0.3, 0.0, "none", STEPS)
-    with pytest.raises(UsageError, match=r"^method.decay='cosine': use one of none, linear$"):
-        Descent("sgd", 0.3, 0.0, "cosine", STEPS, section="method.")
+        Descent(0.3, "rmsprop")
+    with pytest.raises(UsageError, match=r"^decay='cosine': use one of none, linear$"):
+        Descent(0.3, decay="cosine")
     with pytest.raises(UsageError, match=r"^optimizer='lion': use one of sgd, adam, adamw$"):
         Rule("lion")
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from potstill.learning import augment
+from potstill.learning.optim import Descent
 from potstill.matching.features import match_prototypes
 from potstill.methods import Problem
 from potstill.methods.dm import DM, DMConfig
@@ -19,7 +20,7 @@ from potstill.spec import LabelledDataset, normalise, to_pixels
 def test_two_steps_equal_the_published_loop_on_normalised_pixels(toy_colour: LabelledDataset) -> None:
     spec, train = toy_colour.spec, toy_colour.train
     problem = Problem(spec=spec, train=train, ipc=2)
-    method = DM(DMConfig(steps=2, real_batch=8, learning_rate=0.1, augment="color_crop"))
+    method = DM(DMConfig(steps=2, real_batch=8, descent=Descent(0.1, momentum=0.5), augment="color_crop"))
     state = method.init(problem)
     mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
     images = normalise(state.images.flatten(0, 1), mean, std).view_as(state.images)
@@ -60,7 +61,7 @@ def test_a_step_on_coefficients_is_the_published_one_on_normalised_pixels_as_nea
     wide = replace(toy_colour.spec, value_range=(-9.0, 9.0), std=(0.25,) * 3)  # nothing is cut off
     way = DCT(luma=30, chroma=8).for_data(toy_colour.train, wide)
     problem = Problem(spec=wide, train=toy_colour.train, ipc=1, parameterisation=way)
-    method = DM(DMConfig(steps=1, real_batch=8, learning_rate=0.1, augment="none"))
+    method = DM(DMConfig(steps=1, real_batch=8, descent=Descent(0.1, momentum=0.5), augment="none"))
     state = method.init(problem)
     after, _ = method.step(problem, state)
     samples = problem.decode(state.images).requires_grad_()

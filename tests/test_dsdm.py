@@ -19,9 +19,10 @@ from potstill.learning.optim import Descent
 from potstill.learning.pool import untrained
 from potstill.machine.runtime import Runtime
 from potstill.methods import Metrics, Problem, run_method
-from potstill.methods.dsdm import DSDM, DSDMConfig, DSDMState
-from potstill.methods.real_features import Bank, bank, real_batch
+from potstill.methods.dsdm import DSDM, DSDMState
+from potstill.methods.real_features import Bank, BankConfig, bank, real_batch
 from potstill.networks import build_network
+from potstill.recipe import resolve
 from potstill.seeding import generator
 from potstill.sets.parameterisations.tiles import decode
 from potstill.spec import LabelledDataset, Split, normalise
@@ -49,7 +50,8 @@ def problem_of(data: LabelledDataset, **changes: Any) -> Problem:
 
 
 def dsdm(**keys: Any) -> DSDM:
-    return DSDM(DSDMConfig(**{**SMALL, **keys}))
+    """Keys as a user gives them, by their short names."""
+    return resolve({"method": {"name": "dsdm", **SMALL, **keys}}).build_method()
 
 
 def walk(method: DSDM, problem: Problem, steps: int | None = None) -> tuple[DSDMState, list[dict[str, float]]]:
@@ -444,13 +446,13 @@ def test_plain_history_is_taken_after_the_step(toy_dataset: LabelledDataset) -> 
 def test_a_bank_of_one_draw_serves_every_step_of_a_network_with_the_same_features(toy_dataset: LabelledDataset) -> None:
     problem = problem_of(toy_dataset)
     pool, strategy = problem.require_pool("dsdm"), Strategy.parse("color_crop_cutout", mirror=False)
-    kept = bank(problem, pool, strategy, size=16, draws=1, gigabytes=1.0)
+    kept = bank(problem, pool, strategy, 16, BankConfig(1, 1.0))
     first, later, other = (kept.batch(*at).features for at in ((0, 0), (0, 9), (1, 0)))
     assert torch.equal(first, later)
     assert not torch.equal(first, other)
     fresh = real_batch(problem, pool.members[0], strategy, 16, 0).features
     torch.testing.assert_close(first, fresh, atol=0, rtol=2**-8)  # bf16
-    assert bank(problem, pool, strategy, size=16, draws=1, gigabytes=1.0) is kept
+    assert bank(problem, pool, strategy, 16, BankConfig(1, 1.0)) is kept
 
 
 def test_a_bank_embeds_real_images_once_per_network_and_draw(
@@ -469,7 +471,7 @@ def test_a_bank_keeps_as_many_draws_as_its_budget_holds(toy_dataset: LabelledDat
     problem = problem_of(toy_dataset)
     one_draw = 2 * 3 * 16 * problem.extractor.network.feature_width * 2  # networks, classes, images, bf16
     assert small_bank(problem, gigabytes=3.5 * one_draw / 1e9).draws == 3
-    with pytest.raises(UsageError, match=r"method\.bank_gigabytes=.*raise it, lower method\.real_batch or use"):
+    with pytest.raises(UsageError, match=r"method\.bank\.gigabytes=.*raise it, lower method\.real_batch or use"):
         small_bank(problem, gigabytes=0.9 * one_draw / 1e9)
 
 
@@ -492,7 +494,7 @@ def test_a_bank_of_any_size_keeps_all_its_draws(toy_dataset: LabelledDataset) ->
 
 
 def small_bank(problem: Problem, *, gigabytes: float, size: int = 16) -> Bank:
-    return Bank(problem, problem.require_pool("dsdm"), Strategy(), size=size, draws=16, gigabytes=gigabytes)
+    return Bank(problem, problem.require_pool("dsdm"), Strategy(), size, BankConfig(16, gigabytes))
 
 
 @pytest.mark.parametrize("statistics", ["fresh", "bank"])
@@ -523,10 +525,10 @@ def test_one_joint_step_of_twice_the_rate_replaces_the_authors_class_by_class_st
             authors.step()
 
     def joint(joint_rate: float) -> Tensor:
-        descent = Descent("sgd", joint_rate, momentum=0.0, decay="none", steps=40)
+        descent = Descent(joint_rate)
         x, memory = start, descent.init(start)
         for step, draw in enumerate(noise):
-            x, memory = descent(x, x - draw, memory, step)
+            x, memory = descent(x, x - draw, memory, step=step, steps=40)
         return x
 
     def apart(x: Tensor) -> float:
@@ -609,28 +611,28 @@ def test_a_resumed_average_is_the_same_to_the_byte(done: int, toy_dataset: Label
 @pytest.mark.parametrize(
     ("keys", "complaint"),
     [
-        ({"average": 1.5}, "average=1.5: need a share from 0 to 1"),
-        ({"clamp": "later"}, "clamp='later': use one of after, before, never"),
-        ({"history_scope": "all"}, "history_scope='all': use one of per_network, shared"),
-        ({"history_first": "one"}, "history_first='one': use one of zero, prototype"),
-        ({"history_features": "raw"}, "history_features='raw': use one of step, plain, augmented"),
-        ({"covariance_ddof": 2}, "covariance_ddof=2: use 0"),
-        ({"steps": 0}, "steps=0: need at least 1"),
-        ({"real_batch": 1}, "real_batch=1: need at least 2"),
-        ({"bank_draws": 0}, "bank_draws=0: need at least 1"),
-        ({"bank_gigabytes": 0.0}, "bank_gigabytes=0: need a number above 0"),
-        ({"real_statistics": "stale"}, "real_statistics='stale': use one of fresh, bank"),
-        ({"optimizer": "lion"}, "method.optimizer='lion': use one of sgd, adam"),
-        ({"decay": "cosine"}, "method.decay='cosine': use one of none, linear"),
-        ({"learning_rate": -0.1}, "method.learning_rate=-0.1: need a finite number of at least 0"),
-        ({"learning_rate": float("inf")}, "method.learning_rate=inf: need a finite number"),
-        ({"momentum": 1.0}, "method.momentum=1: need a number from 0 to below 1"),
-        ({"calibration_weight": -1.0}, "calibration_weight=-1.0: need at least 0"),
-        ({"history_smoothing": 2.0}, "history_smoothing=2: need a share from 0 to 1"),
+        ({"average": 1.5}, "method.average=1.5: need a share from 0 to 1"),
+        ({"clamp": "later"}, "method.clamp='later': use one of after, before, never"),
+        ({"history_scope": "all"}, "method.history.scope='all': use one of per_network, shared"),
+        ({"history_first": "one"}, "method.history.first='one': use one of zero, prototype"),
+        ({"history_features": "raw"}, "method.history.features='raw': use one of step, plain, augmented"),
+        ({"covariance_ddof": 2}, "method.covariance_ddof=2: use 0"),
+        ({"steps": 0}, "method.steps=0: need at least 1"),
+        ({"real_batch": 1}, "method.real_batch=1: need at least 2"),
+        ({"bank_draws": 0}, "method.bank.draws=0: need at least 1"),
+        ({"bank_gigabytes": 0.0}, "method.bank.gigabytes=0: need a number above 0"),
+        ({"real_statistics": "stale"}, "method.real_statistics='stale': use one of fresh, bank"),
+        ({"optimizer": "lion"}, "method.descent.optimizer='lion': use one of sgd, adam"),
+        ({"decay": "cosine"}, "method.descent.decay='cosine': use one of none, linear"),
+        ({"learning_rate": -0.1}, "method.descent.learning_rate=-0.1: need at least 0"),
+        ({"learning_rate": float("inf")}, "method.descent.learning_rate=inf: need at most 1,000,000,000"),
+        ({"momentum": 1.0}, "method.descent.momentum=1: need a number from 0 to below 1"),
+        ({"calibration_weight": -1.0}, "method.calibration_weight=-1.0: need at least 0"),
+        ({"history_smoothing": 2.0}, "method.history.smoothing=2: need a share from 0 to 1"),
         ({"augment": "color_paint"}, "augmentation 'paint' in 'color_paint': known are"),
     ],
 )
 def test_a_setting_outside_its_range_is_refused_by_name(keys: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UsageError) as caught:
-        DSDMConfig(**keys)
+        dsdm(**keys)
     assert str(caught.value).startswith(complaint)

@@ -20,13 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.learning.augment import Strategy
+from potstill.learning.optim import Descent
 from potstill.learning.pool import Pool, untrained
 from potstill.machine.compiler import find_compiler
 from potstill.machine.runtime import Runtime, has_bf16
 from potstill.matching.statistics import covariance_distance, covariances
 from potstill.methods import Metrics, Problem
 from potstill.methods.dsdm import DSDM, DSDMConfig, DSDMState
-from potstill.methods.real_features import real_batch
+from potstill.methods.real_features import BankConfig, real_batch
 from potstill.seeding import generator
 from potstill.spec import DatasetSpec, Split
 
@@ -127,8 +128,8 @@ def pool_of(spec: DatasetSpec) -> Pool:
 
 def dsdm(statistics: str) -> DSDM:
     """All terms, those of dsdm_plus included; the images move by rate times gradient."""
-    keys = {"learning_rate": RATE, "scale_rate": False, "clamp": "never", "calibration_weight": 1.0}
-    return DSDM(DSDMConfig(**keys, real_batch=16, real_statistics=statistics, bank_draws=2))  # type: ignore[arg-type]
+    keys = {"descent": Descent(RATE), "scale_rate": False, "clamp": "never", "calibration_weight": 1.0}
+    return DSDM(DSDMConfig(**keys, real_batch=16, real_statistics=statistics, bank=BankConfig(draws=2)))  # type: ignore[arg-type]
 
 
 def steps_of_both(fast: Problem, statistics: str) -> Iterator[Compared]:

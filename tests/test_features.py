@@ -17,9 +17,7 @@ from torch import Tensor
 from potstill.errors import DataError
 from potstill.learning.pool import untrained
 from potstill.machine.runtime import Runtime
-from potstill.methods import FeatureStore, Problem, run_method
-from potstill.methods.dsdm import DSDM, DSDMConfig
-from potstill.methods.dsdm_plus import DSDMPlus, DSDMPlusConfig
+from potstill.methods import FeatureStore, Method, Problem, run_method
 from potstill.recipe import Recipe, resolve
 from potstill.run import distil as stages
 from potstill.run.distil import distill_run
@@ -27,8 +25,12 @@ from potstill.run.progress import Reporter
 from potstill.run.store import RunStore
 from potstill.spec import LabelledDataset
 
-BANK: dict[str, Any] = {"steps": 6, "real_batch": 16, "real_statistics": "bank", "bank_draws": 2}
+BANK: dict[str, Any] = {"steps": 6, "real_batch": 16, "real_statistics": "bank", "bank": {"draws": 2}}
 QUIET = Reporter(quiet=True)
+
+
+def banking(name: str = "dsdm", **keys: Any) -> Method[Any]:
+    return resolve({"method": {"name": name, **BANK, **keys}}).build_method()
 
 
 def problem_of(data: LabelledDataset, folder: Path | None, **changes: Any) -> Problem:
@@ -41,7 +43,7 @@ def embedded(problem: Problem, monkeypatch: pytest.MonkeyPatch, method: Any = No
     """How many real batches a run puts through a network."""
     calls, embed = [], Problem.class_batches
     monkeypatch.setattr(Problem, "class_batches", lambda *given: calls.append(1) or embed(*given))
-    run_method(method or DSDM(DSDMConfig(**BANK)), problem)
+    run_method(method or banking(), problem)
     return len(calls)
 
 
@@ -49,8 +51,7 @@ def test_stored_features_give_the_set_that_features_in_memory_give(
     toy_dataset: LabelledDataset, tmp_path: Path
 ) -> None:
     in_memory, made, found = (
-        run_method(DSDM(DSDMConfig(**BANK)), problem_of(toy_dataset, folder)).images
-        for folder in (None, tmp_path, tmp_path)
+        run_method(banking(), problem_of(toy_dataset, folder)).images for folder in (None, tmp_path, tmp_path)
     )
     assert torch.equal(made, in_memory) and torch.equal(found, in_memory)
 
@@ -63,7 +64,7 @@ def test_features_serve_other_ipc_values_and_other_methods(
     assert first.features is not None and first.features.reused_seconds == 0
     assert embedded(problem_of(toy_dataset, tmp_path, ipc=1), monkeypatch) == 0
     assert embedded(problem_of(toy_dataset, tmp_path, parameterisation=(1, 1)), monkeypatch) == 0
-    plus = DSDMPlus(DSDMPlusConfig(**BANK))
+    plus = banking("dsdm_plus")
     assert embedded(problem_of(toy_dataset, tmp_path, ipc=1), monkeypatch, plus) == 0
 
 
@@ -85,7 +86,7 @@ def test_what_determines_features_is_in_their_names(
     keys: dict[str, dict[str, Any]] = {"batch": {"real_batch": 15}, "augment": {"augment": "color"}}
     seen = replace(toy_dataset, spec=data.get(other, spec))
     problem = problem_of(seen, tmp_path, **changed.get(other, {}))
-    assert embedded(problem, monkeypatch, DSDM(DSDMConfig(**{**BANK, **keys.get(other, {})}))) == 4
+    assert embedded(problem, monkeypatch, banking(**keys.get(other, {}))) == 4
 
 
 def slow(number: int, log: Path, who: int) -> Tensor:
@@ -117,11 +118,11 @@ def test_processes_fill_a_folder_together(tmp_path: Path) -> None:
 
 
 def test_damaged_features_are_named_with_the_remedy(toy_dataset: LabelledDataset, tmp_path: Path) -> None:
-    run_method(DSDM(DSDMConfig(**BANK)), problem_of(toy_dataset, tmp_path))
+    run_method(banking(), problem_of(toy_dataset, tmp_path))
     victim = sorted(tmp_path.glob("*.safetensors"))[0]
     victim.write_bytes(victim.read_bytes()[:40])
     with pytest.raises(DataError, match=rf"{victim.name}: damaged features .* delete the file to make it again"):
-        run_method(DSDM(DSDMConfig(**BANK)), problem_of(toy_dataset, tmp_path))
+        run_method(banking(), problem_of(toy_dataset, tmp_path))
 
 
 # --- in runs

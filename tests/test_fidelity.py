@@ -20,14 +20,14 @@ from potstill.spec import LabelledDataset
 
 #: Every key by which the paper's text differs from the default, as documented.
 FROM_THE_PAPER: dict[str, Any] = {
-    "method.learning_rate": 0.1,  # section 5.1, whatever the IPC
-    "method.momentum": 0.5,  # 5.1, "We follow the configuration of DM"
+    "method.descent.learning_rate": 0.1,  # section 5.1, whatever the IPC
+    "method.descent.momentum": 0.5,  # 5.1, "We follow the configuration of DM"
     "method.scale_rate": False,
     "method.covariance_ddof": 0,  # Eq. (5) divides by |B|
-    "method.history_scope": "shared",
-    "method.history_first": "zero",  # Eq. (8) at t = 1
-    "method.history_divide": False,  # Eq. (6)
-    "method.history_features": "plain",  # Eq. (7)
+    "method.history.scope": "shared",
+    "method.history.first": "zero",  # Eq. (8) at t = 1
+    "method.history.divide": False,  # Eq. (6)
+    "method.history.features": "plain",  # Eq. (7)
     "method.augment": "color_crop_cutout_flip_scale_rotate",  # DM's as well: one of six
     "method.augment_single": True,
     "method.clamp": "never",
@@ -35,9 +35,9 @@ FROM_THE_PAPER: dict[str, Any] = {
 }
 #: And the authors' code: DSDM.py 500 (clamp), 512 (start), 523-537 (features), data.py 411-413 (init), 19 (constants).
 FROM_THE_CODE: dict[str, Any] = {
-    "method.history_scope": "shared",
-    "method.history_start": 2001,
-    "method.history_features": "augmented",
+    "method.history.scope": "shared",
+    "method.history.start": 2001,
+    "method.history.features": "augmented",
     "method.clamp": "before",
     "init.pick": "first",
     "init.resize": "nearest",
@@ -118,7 +118,7 @@ def three_steps(recipe: Recipe, data: LabelledDataset) -> Tensor:
 
 
 #: Small, and with enough weight on the history that its keys show within three steps.
-QUICK = {"method.steps": 3, "method.real_batch": 16, "method.history_weight": 100.0}
+QUICK = {"method.steps": 3, "method.real_batch": 16, "method.history.weight": 100.0}
 
 
 @pytest.mark.parametrize("fidelity", ["paper", "code"])

@@ -18,6 +18,7 @@ from potstill.learning.pool import untrained
 from potstill.machine.runtime import Runtime
 from potstill.methods import METHODS, Init, Method, Problem, State, run_method
 from potstill.recipe import resolve
+from potstill.recipe.names import kinds, short_names
 from potstill.run.distil import distill_run
 from potstill.run.progress import Reporter
 from potstill.run.store import RunStore
@@ -37,13 +38,13 @@ ONE_SAMPLE = {"covariance_weight": 0.0}
 
 def quick_keys(name: str, **keys: Any) -> dict[str, Any]:
     """Small settings of the method; keys it does not have are left out."""
-    known = {f.name for f in fields(METHODS[name].Config)}
+    known = {*kinds(METHODS[name].Config), *short_names(METHODS[name].Config)}
     given = {**QUICK, **METHODS[name].quick, **keys}
     return {key: value for key, value in given.items() if key in known}
 
 
 def quick(name: str, **keys: Any) -> Method[Any]:
-    return METHODS[name](METHODS[name].Config(**quick_keys(name, **keys)))
+    return resolve({"method": {"name": name, **quick_keys(name, **keys)}}).build_method()
 
 
 def problem_of(data: LabelledDataset, **changes: Any) -> Problem:

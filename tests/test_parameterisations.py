@@ -17,6 +17,7 @@ from potstill.errors import DataError, UsageError
 from potstill.learning.pool import untrained
 from potstill.methods import Problem
 from potstill.methods.dsdm_plus import DSDMPlus, DSDMPlusConfig
+from potstill.methods.real_features import BankConfig
 from potstill.sets.export import export, read_pt
 from potstill.sets.parameterisations import PARAMETERISATIONS, Parameterisation, Tiles, parse
 from potstill.sets.parameterisations.dct import DCT
@@ -229,7 +230,7 @@ def problem_of(text: str, data: LabelledDataset, **changes) -> Problem:
 
 @pytest.mark.parametrize("text", SMALL)
 def test_a_run_that_goes_on_equals_one_that_was_never_cut(text: str, toy_colour: LabelledDataset) -> None:
-    method = DSDMPlus(DSDMPlusConfig(steps=4, real_batch=8, bank_draws=2))
+    method = DSDMPlus(DSDMPlusConfig(steps=4, real_batch=8, bank=BankConfig(draws=2)))
     whole, problem = method.init(problem_of(text, toy_colour)), problem_of(text, toy_colour)
     start = whole.images
     for _ in range(4):

@@ -552,7 +552,7 @@ def test_seconds_do_not_go_back_where_a_process_was_killed_between_snapshot_and_
             "41 needed: lower ipc or factor$",
         ),
         ({"method": {"name": "herding", "member": 2}}, "networks 0..1; raise pool.members"),
-        ({"method.real_statistics": "bank", "method.bank_gigabytes": 1e-6}, "bank_gigabytes=1e-06: one draw for 2"),
+        ({"method.real_statistics": "bank", "method.bank_gigabytes": 1e-6}, "bank.gigabytes=1e-06: one draw for 2"),
     ],
 )
 def test_what_cannot_work_is_refused_before_a_folder_is_claimed_or_a_network_trained(

@@ -94,7 +94,7 @@ def test_two_recipes_of_one_name_never_meet_in_one_folder(toy_dataset: LabelledD
     keys = {"methods": {"dsdm": {"steps": 1, "real_batch": 8}}}
     compare(toy_dataset, [BASE, keys], **given)
     before = (tmp_path / STUDY).read_text()
-    with pytest.raises(UsageError, match=r"method\.momentum 0\.0, not 0\.9; give this one a name of its own"):
+    with pytest.raises(UsageError, match=r"method\.descent\.momentum 0\.0, not 0\.9; give this one a name of its own"):
         compare(toy_dataset, [BASE, keys, {"method.momentum": 0.9}], **given)
     assert (tmp_path / STUDY).read_text() == before
     (outcome,) = compare(toy_dataset, [BASE, keys, {"method.momentum": 0.9}], overwrite=True, **given)

@@ -52,7 +52,7 @@ def describe(kind: str, name: str) -> dict[str, Any]:
         return describe_keys(name)
     if kind == "methods":
         method = METHODS[name]
-        keys = section_keys(method.Config, "method.")
+        keys = section_keys(method.Config(), "method.")
         defaults = {key.name: default for key, default in zip(keys, _defaults(method.Config()), strict=True)}
         return {"name": name, "keys": defaults, "text": f"{inspect.getdoc(method)}\n\n{_text(keys)}".rstrip()}
     if kind == "recipes":

@@ -6,14 +6,14 @@ a rate that may decay. Nothing is rewritten and nothing remembered elsewhere, so
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import overload
 
 import torch
 from torch import Tensor
 
+from ..checks import at_least, one_of
 from ..errors import UsageError
 
 RULES = ("sgd", "adam", "adamw")
@@ -100,36 +100,28 @@ class Rule:
 
 @dataclass(frozen=True)
 class Descent:
-    """How stored numbers follow their gradient.
+    """How stored numbers follow their gradient: a section of a method's keys.
 
     Attributes:
+        learning_rate: of the first step.
         optimizer: "sgd" or "adam" (betas .9 and .999).
-        rate: learning rate at the first step.
-        momentum: of SGD.
-        decay: "none", or "linear" to zero after `steps`.
-        section: what a message puts before the name of a wrong key, such as "method.".
+        momentum: of "sgd".
+        decay: of the rate: "none", or "linear" to zero after all steps.
     Raises:
         UsageError: an unknown choice or a number out of range, by the name of its key.
     """
 
-    optimizer: str
-    rate: float
-    momentum: float
-    decay: str
-    steps: int
-    section: str = field(default="", compare=False)
+    learning_rate: float
+    optimizer: str = "sgd"
+    momentum: float = 0.0
+    decay: str = "none"
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("optimizer", self.optimizer, ("sgd", "adam")),
-            ("decay", self.decay, ("none", "linear")),
-        ):
-            if value not in known:
-                raise UsageError(f"{self.section}{name}={value!r}: use one of {', '.join(known)}")
-        if not 0 <= self.rate < math.inf:
-            raise UsageError(f"{self.section}learning_rate={self.rate:g}: need a finite number of at least 0")
+        one_of(self, ("sgd", "adam"), "optimizer")
+        one_of(self, ("none", "linear"), "decay")
+        at_least(self, 0, "learning_rate")
         if not 0 <= self.momentum < 1:
-            raise UsageError(f"{self.section}momentum={self.momentum:g}: need a number from 0 to below 1")
+            raise UsageError(f"momentum={self.momentum:g}: need a number from 0 to below 1")
 
     @property
     def rule(self) -> Rule:
@@ -139,11 +131,13 @@ class Descent:
         """The optimiser's memory, see `Rule.init`."""
         return self.rule.init(images)
 
-    def rate_at(self, step: int) -> float:
-        """Learning rate of step `step`, counted from 0."""
-        return self.rate * (1 - step / self.steps) if self.decay == "linear" else self.rate
+    def rate_at(self, step: int, steps: int) -> float:
+        """Learning rate of step `step` of `steps`, counted from 0."""
+        return self.learning_rate * (1 - step / steps) if self.decay == "linear" else self.learning_rate
 
-    def __call__(self, images: Tensor, gradient: Tensor, memory: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Images and memory after one update."""
+    def __call__(
+        self, images: Tensor, gradient: Tensor, memory: Tensor, *, step: int, steps: int
+    ) -> tuple[Tensor, Tensor]:
+        """Images and memory after update `step` of `steps`."""
         direction, memory = self.rule.direction(images, gradient, memory, step)
-        return images - self.rate_at(step) * direction, memory
+        return images - self.rate_at(step, steps) * direction, memory

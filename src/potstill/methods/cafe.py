@@ -8,7 +8,7 @@ much its accuracy on real images still changes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -37,8 +37,7 @@ class CAFEConfig:
 
     Attributes:
         steps: image steps in all; each of the published 2000 networks takes `window` of them at least.
-        learning_rate: of the image step, on NORMALISED pixels; halved after .6, .8 and .9 of the steps.
-        momentum: of the image step.
+        descent: the image step, on NORMALISED pixels, the rate halved after .6, .8 and .9 of the steps.
         real_batch: real images per class and step.
         lower_weight: of the maps before pooling of all blocks but the last.
         upper_weight: of the last block's map before pooling, the same after it, and the features.
@@ -54,8 +53,7 @@ class CAFEConfig:
     """
 
     steps: int = 20_000
-    learning_rate: float = 0.1
-    momentum: float = 0.5
+    descent: Descent = Descent(0.1, momentum=0.5)
     real_batch: int = 256
     lower_weight: float = 0.1
     upper_weight: float = 1.0
@@ -73,7 +71,6 @@ class CAFEConfig:
         at_least(self, 0, "lower_weight", "upper_weight", "discrimination_weight")
         share(self, "outer_spread", "inner_spread")
         Strategy.parse(self.augment)
-        Descent("sgd", self.learning_rate, self.momentum, "none", self.steps, section="method.")
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ class CAFEDSAConfig(CAFEConfig):
 
 @dataclass(frozen=True)
 class CAFEState(State):
-    """Images, the optimiser's memory `(0..1, K, ...)`, and the network in training.
+    """Images, the optimiser's memory `(0..2, K, ...)`, and the network in training.
 
     Attributes:
         accuracies: `(n,)` on real images, after each of the image steps that the network has served.
@@ -113,7 +110,7 @@ class CAFE(Method[CAFEState]):
 
     def init(self, problem: Problem) -> CAFEState:
         images = problem.initial_images()
-        memory = self._rule.init(images)
+        memory = self.config.descent.init(images)
         return CAFEState(0, images, memory, problem.fresh_network(0), images.new_zeros(0))
 
     def step(self, problem: Problem, state: CAFEState) -> tuple[CAFEState, Metrics]:
@@ -122,8 +119,8 @@ class CAFE(Method[CAFEState]):
         loss = torch.stack(list(terms.values())).sum()
         (gradient,) = torch.autograd.grad(loss, stored)
         scaled = gradient * problem.units.square()
-        direction, memory = self._rule.direction(state.images, scaled, state.memory, state.step)
-        images = state.images - self._rate_at(state.step) * direction
+        descent, steps = self._descent_at(state.step), self.config.steps
+        images, memory = descent(state.images, scaled, state.memory, step=state.step, steps=steps)
         accuracies = torch.cat([state.accuracies, self._accuracy(problem, state.network, state.step, 0)])
         notes = {"accuracy": accuracies[-1], "epochs": 0.0}
         if self._has_served(accuracies):
@@ -196,13 +193,9 @@ class CAFE(Method[CAFEState]):
     def _strategy(self, problem: Problem) -> Strategy:
         return strategy_for(problem.spec, self.config.augment, single=True)
 
-    @property
-    def _rule(self) -> Rule:
-        return Rule("sgd", self.config.momentum)
-
-    def _rate_at(self, step: int) -> float:
+    def _descent_at(self, step: int) -> Descent:
         passed = sum(step >= share * self.config.steps for share in HALVED_AT)
-        return self.config.learning_rate * 0.5**passed
+        return replace(self.config.descent, learning_rate=self.config.descent.learning_rate * 0.5**passed)
 
 
 @METHODS.register("cafe_dsa")

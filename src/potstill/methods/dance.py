@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..checks import at_least
 from ..learning.augment import Strategy, strategy_for
-from ..learning.optim import Descent
 from ..matching.features import match_prototypes
 from ..seeding import generator
 from .base import METHODS, Method
@@ -49,9 +48,8 @@ class DANCEConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "real_batch", "synthetic_batch")
-        at_least(self, 0, "calibration_weight")
+        at_least(self, 0, "learning_rate", "calibration_weight")
         Strategy.parse(self.augment)
-        Descent("sgd", self.learning_rate, 0.0, "none", self.steps, section="method.")
 
 
 @METHODS.register("dance")

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
+from ..checks import at_least
 from ..learning.augment import Draw, Strategy, draw_operations, strategy_for
 from ..learning.gradients import Weights
 from ..learning.inner import Batch, Learner, epoch_of
@@ -38,8 +38,7 @@ class DCConfig:
         steps: image steps in all; the published 1000 networks take 1000 x `outer` of them.
         outer: image steps per network; 0 for the published number, see `loops`.
         inner: epochs that the network trains on the synthetic set between two image steps; 0 for the published number.
-        learning_rate: of the image step, on NORMALISED pixels.
-        momentum: of the image step.
+        descent: the image step, on NORMALISED pixels.
         real_batch: real images per class and step.
         augment: DSA string; one of its operations is drawn for each class and step, for real and synthetic alike, and
             for each batch that the network trains on.
@@ -48,17 +47,14 @@ class DCConfig:
     steps: int = 10_000
     outer: int = 0
     inner: int = 0
-    learning_rate: float = 0.1
-    momentum: float = 0.5
+    descent: Descent = Descent(0.1, momentum=0.5)
     real_batch: int = 256
     augment: str = "none"
 
     def __post_init__(self) -> None:
-        for name, low in (("steps", 1), ("outer", 0), ("inner", 0), ("real_batch", 1)):
-            if (value := getattr(self, name)) < low:
-                raise UsageError(f"method.{name}={value}: need at least {low}")
+        at_least(self, 1, "steps", "real_batch")
+        at_least(self, 0, "outer", "inner")
         Strategy.parse(self.augment)
-        Descent("sgd", self.learning_rate, self.momentum, "none", self.steps, section="method.")
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ class DSAConfig(DCConfig):
 
 @dataclass(frozen=True)
 class DCState(State):
-    """Images, the optimiser's memory `(0..1, K, ...)`, and the network in training."""
+    """Images, the optimiser's memory `(0..2, K, ...)`, and the network in training."""
 
     memory: Tensor
     network: Weights
@@ -88,7 +84,7 @@ class DC(Method[DCState]):
 
     def init(self, problem: Problem) -> DCState:
         images = problem.initial_images()
-        return DCState(0, images, self._descent().init(images), problem.fresh_network(0))
+        return DCState(0, images, self.config.descent.init(images), problem.fresh_network(0))
 
     def step(self, problem: Problem, state: DCState) -> tuple[DCState, Metrics]:
         outer, inner = self.loops(problem.ipc)
@@ -98,7 +94,8 @@ class DC(Method[DCState]):
         loss = self._distance(problem, network, problem.decode(stored), state.step)
         (gradient,) = torch.autograd.grad(loss, stored)
         scaled = gradient * problem.units.square()
-        images, memory = self._descent()(stored.detach(), scaled, state.memory, state.step)
+        descent, steps = self.config.descent, self.config.steps
+        images, memory = descent(stored.detach(), scaled, state.memory, step=state.step, steps=steps)
         if turn < outer - 1:
             network = self._trained(problem, network, images, state.step, inner)
         return state.advanced(images=images, memory=memory, network=network), Metrics.of(loss)
@@ -150,9 +147,6 @@ class DC(Method[DCState]):
 
     def _strategy(self, problem: Problem) -> Strategy:
         return strategy_for(problem.spec, self.config.augment, single=True)
-
-    def _descent(self) -> Descent:
-        return Descent("sgd", self.config.learning_rate, self.config.momentum, "none", self.config.steps)
 
 
 @METHODS.register("dsa")

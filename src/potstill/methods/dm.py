@@ -26,27 +26,24 @@ class DMConfig:
 
     Attributes:
         steps: iterations, a new random network each.
-        learning_rate: of the one joint step on NORMALISED pixels (10 in the paper's CIFAR-10 runs from IPC 100 on).
-        momentum: of the image step.
+        descent: the one joint step, on NORMALISED pixels (a rate of 10 in the paper's CIFAR-10 runs from IPC 100 on).
         real_batch: real images per class and step.
         augment: DSA string; one of its operations is drawn per step, for real and synthetic alike.
     """
 
     steps: int = 20000
-    learning_rate: float = 1.0
-    momentum: float = 0.5
+    descent: Descent = Descent(1.0, momentum=0.5)
     real_batch: int = 256
     augment: str = "color_crop_cutout_flip_scale_rotate"
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "real_batch")
         Strategy.parse(self.augment)
-        Descent("sgd", self.learning_rate, self.momentum, "none", self.steps, section="method.")
 
 
 @dataclass(frozen=True)
 class DMState(State):
-    """Images and the optimiser's memory `(0..1, K, IPC, C, H, W)`."""
+    """Images and the optimiser's memory `(0..2, K, IPC, C, H, W)`."""
 
     memory: Tensor
 
@@ -61,7 +58,7 @@ class DM(Method[DMState]):
 
     def init(self, problem: Problem) -> DMState:
         images = problem.initial_images()
-        return DMState(0, images, self._descent().init(images))
+        return DMState(0, images, self.config.descent.init(images))
 
     def step(self, problem: Problem, state: DMState) -> tuple[DMState, Metrics]:
         weights = problem.fresh_network(state.step)
@@ -72,12 +69,10 @@ class DM(Method[DMState]):
         loss = match_prototypes(real.features, synthetic)
         (gradient,) = torch.autograd.grad(loss, pixels)
         scaled = gradient * problem.units.square()
-        images, memory = self._descent()(pixels.detach(), scaled, state.memory, state.step)
+        descent, steps = self.config.descent, self.config.steps
+        images, memory = descent(pixels.detach(), scaled, state.memory, step=state.step, steps=steps)
         return state.advanced(images=images, memory=memory), Metrics.of(loss)
 
     def passes(self, problem: Problem) -> int:
         each = 2 * problem.samples + problem.batch_size(self.config.real_batch)
         return self.config.steps * len(problem.classes) * each
-
-    def _descent(self) -> Descent:
-        return Descent("sgd", self.config.learning_rate, self.config.momentum, "none", self.config.steps)

@@ -21,9 +21,9 @@ from ..matching.features import calibrate, match_channel_covariances, match_cova
 from ..matching.statistics import spread
 from ..sets.synthetic import SyntheticSet
 from .base import METHODS, Method
-from .history import History
+from .history import History, HistoryConfig
 from .problem import Problem
-from .real_features import RealBatch, bank, draws_within, real_batch
+from .real_features import BankConfig, RealBatch, bank, real_batch
 from .state import Metrics, State
 
 
@@ -33,28 +33,17 @@ class DSDMConfig:
 
     Attributes:
         steps: iterations T.
-        learning_rate: rate of the one joint image step, at IPC 10 where `scale_rate` multiplies it by IPC / 10.
-        scale_rate: multiply the rate by IPC / 10.
-        optimizer: of the images: "sgd", "adam" or "adamw".
-        momentum: of "sgd".
-        decay: of the rate: "none", or "linear" to zero after all steps.
+        descent: the one joint image step.
+        scale_rate: multiply its rate by IPC / 10.
         average: share of all steps, the last ones, over which the result is an exponential mean of the images; 0 for
             the images of the last step.
         prototype_weight: of the term of Eq. (3), 1 in Eq. (9); 0 drops it, as every weight.
         covariance_weight: lambda_1 of Eq. (9).
-        history_weight: lambda_2 of Eq. (9).
         channel_covariance_weight: of the term that matches the covariance of the last map's channels, over samples and
             positions together; 0 is the paper.
         calibration_weight: weight of the classifier's cross-entropy; 0 is the paper.
         covariance_ddof: covariance divisor is the sample count less this: 0 paper, 1 authors' code.
-        history_scope: "per_network" keeps prototypes for each pool member, "shared" one set for all.
-        history_first: prototypes before the first step: "zero" (Eq. 8) or "prototype" (the first one computed).
-        history_start: steps done before the term counts: 1 is the paper's t > 1.
-        history_divide: divide the term by D, as the authors' code does. Not divided, most of the term is the
-            difference between augmentation draws (fidelity.md, 3).
-        history_features: prototypes to integrate come from "step" (those the loss used: no second pass), "plain"
-            (after the step, not augmented: Eq. 7) or "augmented" (after the step, with a draw of its own).
-        history_smoothing: alpha of Eq. (8).
+        history: the term of the prototypes' history, Eq. (6) to (8).
         real_batch: real samples per class and step, |B_T|.
         synthetic_batch: synthetic samples per class and step at most, |B_S|.
         augment: DSA string of the Siamese augmentation, or none.
@@ -62,56 +51,37 @@ class DSDMConfig:
         clamp: keep values in range "after" each step, "before" it, or "never".
         real_statistics: features of real images are computed at each step ("fresh"), or drawn from a "bank" of batches
             that are computed once for each network.
-        bank_draws: batches of the bank per network.
-        bank_gigabytes: of memory that the bank may take; fewer batches where they need more.
+        bank: what real_statistics=bank keeps.
     """
 
     steps: int = 3000
-    learning_rate: float = 0.2
+    descent: Descent = Descent(0.2)
     scale_rate: bool = True
-    optimizer: str = "sgd"
-    momentum: float = 0.0
-    decay: str = "none"
     average: float = 0.0
     prototype_weight: float = 1.0
     covariance_weight: float = 50.0
-    history_weight: float = 0.2
     channel_covariance_weight: float = 0.0
     calibration_weight: float = 0.0
     covariance_ddof: int = 1
-    history_scope: str = "per_network"
-    history_first: str = "prototype"
-    history_start: int = 1
-    history_divide: bool = True
-    history_features: str = "step"
-    history_smoothing: float = 0.99
+    history: HistoryConfig = HistoryConfig()
     real_batch: int = 256
     synthetic_batch: int = 256
     augment: str = "color_crop_cutout"
     augment_single: bool = False
     clamp: str = "after"
     real_statistics: str = "fresh"
-    bank_draws: int = 16
-    bank_gigabytes: float = 4.0
+    bank: BankConfig = BankConfig()
 
     def __post_init__(self) -> None:
-        one_of(self, ("per_network", "shared"), "history_scope")
-        one_of(self, ("zero", "prototype"), "history_first")
-        one_of(self, ("step", "plain", "augmented"), "history_features")
         one_of(self, ("after", "before", "never"), "clamp")
         one_of(self, ("fresh", "bank"), "real_statistics")
-        at_least(self, 1, "steps", "synthetic_batch", "bank_draws")
+        at_least(self, 1, "steps", "synthetic_batch")
         at_least(self, 2, "real_batch")
-        at_least(self, 0, "history_start")
-        at_least(self, 0, "prototype_weight", "covariance_weight", "history_weight")
-        at_least(self, 0, "channel_covariance_weight", "calibration_weight")
-        share(self, "history_smoothing", "average")
+        at_least(self, 0, "prototype_weight", "covariance_weight", "channel_covariance_weight", "calibration_weight")
+        share(self, "average")
         if self.covariance_ddof not in (0, 1):
             raise UsageError(f"covariance_ddof={self.covariance_ddof}: use 0 (divide by n) or 1 (by n - 1)")
-        if not 0 < self.bank_gigabytes <= 100_000:
-            raise UsageError(f"bank_gigabytes={self.bank_gigabytes:g}: need a number above 0 and at most 100,000")
         Strategy.parse(self.augment)
-        Descent(self.optimizer, self.learning_rate, self.momentum, self.decay, self.steps, section="method.")
 
 
 @dataclass(frozen=True)
@@ -160,13 +130,13 @@ class DSDM(Method[DSDMState]):
                 "set method.covariance_weight=0, or use factor 2 or ipc 2"
             )
         if config.real_statistics == "bank":
-            _ = draws_within(config.bank_gigabytes, problem, len(pool), config.real_batch, config.bank_draws)
-        slots = len(pool) if config.history_scope == "per_network" else 1
+            _ = config.bank.fitting(problem, len(pool), config.real_batch)
+        slots = len(pool) if config.history.scope == "per_network" else 1
         history = History.empty(slots, images, problem.extractor.network.feature_width)
         return DSDMState(
             step=0,
             images=images,
-            memory=self._descent(problem).init(images),
+            memory=config.descent.init(images),
             history=history.prototypes,
             updates=history.updates,
             mean=images.new_empty(0),
@@ -182,7 +152,8 @@ class DSDM(Method[DSDMState]):
         synthetic = problem.extractor.embed(weights, self._samples(problem, pixels, state.step), real.draw)
         terms = self._terms(problem, real, synthetic, history, member, state.step)
         (gradient,) = torch.autograd.grad(terms.total(), pixels)
-        images, memory = self._descent(problem)(pixels.detach(), gradient, state.memory, state.step)
+        descent, steps = self._descent(problem), self.config.steps
+        images, memory = descent(pixels.detach(), gradient, state.memory, step=state.step, steps=steps)
         images = self._clamp(problem, images, "after")
         history = self._remembered(problem, history, member, images, synthetic.detach(), state.step)
         after = state.advanced(
@@ -199,8 +170,8 @@ class DSDM(Method[DSDMState]):
 
     def passes(self, problem: Problem) -> int:
         pool, c = problem.require_pool(self.name), self.config
-        real = c.steps if c.real_statistics == "fresh" else len(pool) * c.bank_draws
-        remembered = int(c.history_weight > 0 and c.history_features != "step")
+        real = c.steps if c.real_statistics == "fresh" else len(pool) * c.bank.draws
+        remembered = int(c.history.weight > 0 and c.history.features != "step")
         synthetic = c.steps * min(problem.samples, c.synthetic_batch) * (2 + remembered)
         return len(problem.classes) * (synthetic + real * problem.batch_size(c.real_batch))
 
@@ -208,8 +179,7 @@ class DSDM(Method[DSDMState]):
         c, strategy = self.config, self._strategy(problem)
         if c.real_statistics == "fresh":
             return real_batch(problem, pool.members[member], strategy, c.real_batch, step)
-        kept = bank(problem, pool, strategy, size=c.real_batch, draws=c.bank_draws, gigabytes=c.bank_gigabytes)
-        return kept.batch(member, step)
+        return bank(problem, pool, strategy, c.real_batch, c.bank).batch(member, step)
 
     def _samples(self, problem: Problem, pixels: Tensor, step: int) -> Tensor:
         """At most `synthetic_batch` of the decoded samples of each class, `(K, M, C, H, W)`: the paper's B_S."""
@@ -221,14 +191,14 @@ class DSDM(Method[DSDMState]):
         c, zero = self.config, synthetic.new_zeros(())
         prototype = covariance = remembered = calibration = channels = zero
         # The history first: the order of the terms is the order in which their gradients are summed, to the last bit.
-        if c.history_weight and step >= c.history_start:
-            remembered = history.term(self._slot(member), synthetic, first=c.history_first, divide=c.history_divide)
+        if c.history.weight and step >= c.history.start:
+            remembered = history.term(self._slot(member), synthetic, c.history)
         if c.prototype_weight:
             prototype = c.prototype_weight * match_prototypes(real.features, synthetic)
         if c.covariance_weight:
             distance = match_covariances(real.features, synthetic, ddof=c.covariance_ddof, known=real.known)
             covariance = c.covariance_weight * distance
-        remembered = c.history_weight * remembered
+        remembered = c.history.weight * remembered
         if c.calibration_weight:
             labels = torch.tensor(problem.classes, device=synthetic.device)
             logits = problem.extractor.classify(problem.require_pool(self.name).members[member], synthetic)
@@ -244,15 +214,15 @@ class DSDM(Method[DSDMState]):
     ) -> History:
         """The memory bank after the step, whose loss saw the features `synthetic`: Eq. (7) and (8)."""
         c = self.config
-        if not c.history_weight:
+        if not c.history.weight:
             return history
-        if c.history_features != "step":
-            strategy = self._strategy(problem) if c.history_features == "augmented" else Strategy()
+        if c.history.features != "step":
+            strategy = self._strategy(problem) if c.history.features == "augmented" else Strategy()
             draw = problem.class_draw(strategy, -1 - step)  # no real batch has a negative number
             weights = problem.require_pool(self.name).members[member]
             with torch.no_grad():
                 synthetic = problem.extractor.embed(weights, self._samples(problem, images, -1 - step), draw)
-        return history.updated(self._slot(member), synthetic, first=c.history_first, smoothing=c.history_smoothing)
+        return history.updated(self._slot(member), synthetic, c.history)
 
     def _averaged(self, mean: Tensor, images: Tensor, step: int) -> Tensor:
         """The exponential mean after step `step`, by the usual weight for a span of n steps: 2 / (n + 1)."""
@@ -262,15 +232,16 @@ class DSDM(Method[DSDMState]):
         return torch.lerp(mean, images, 2 / (span + 1)) if len(mean) else images
 
     def _slot(self, member: int) -> int:
-        return member if self.config.history_scope == "per_network" else 0
+        return member if self.config.history.scope == "per_network" else 0
 
     def _strategy(self, problem: Problem) -> Strategy:
         return strategy_for(problem.spec, self.config.augment, single=self.config.augment_single)
 
     def _descent(self, problem: Problem) -> Descent:
-        c = self.config
-        rate = c.learning_rate * problem.ipc / 10 if c.scale_rate else c.learning_rate
-        return Descent(c.optimizer, rate, c.momentum, c.decay, c.steps)
+        descent = self.config.descent
+        if not self.config.scale_rate:
+            return descent
+        return replace(descent, learning_rate=descent.learning_rate * problem.ipc / 10)
 
     def _clamp(self, problem: Problem, images: Tensor, moment: str) -> Tensor:
         return problem.clamp(images) if self.config.clamp == moment else images

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..learning.optim import Descent
 from .base import METHODS
 from .dsdm import DSDM, DSDMConfig
 
@@ -17,10 +18,8 @@ class DSDMPlusConfig(DSDMConfig):
     """Keys as in `DSDMConfig`; the defaults differ: calibration, Adam with linear decay, features from a bank."""
 
     steps: int = 1500
-    optimizer: str = "adam"
-    learning_rate: float = 0.01
+    descent: Descent = Descent(0.01, optimizer="adam", decay="linear")
     scale_rate: bool = False
-    decay: str = "linear"
     calibration_weight: float = 1.0
     real_statistics: str = "bank"
 

@@ -19,7 +19,7 @@ from ..checks import at_least, one_of, share
 from ..learning.augment import Draw, Strategy, strategy_for
 from ..learning.gradients import Weights
 from ..learning.inner import Batch, Learner, epoch_of
-from ..learning.optim import Descent, Rule
+from ..learning.optim import Rule
 from ..matching.gradients import absolute_distance, squared_distance
 from ..networks import build_network
 from ..seeding import derive
@@ -61,11 +61,10 @@ class IDCConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "steps_per_network", "real_batch", "synthetic_batch")
-        at_least(self, 0, "network_images")
+        at_least(self, 0, "learning_rate", "network_images")
         one_of(self, DISTANCES, "distance")
         share(self, "cutmix")
         Strategy.parse(self.augment)
-        Descent("sgd", self.learning_rate, 0.0, "none", self.steps, section="method.")
 
 
 @dataclass(frozen=True)

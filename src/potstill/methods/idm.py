@@ -19,7 +19,7 @@ from ..checks import at_least
 from ..learning.augment import PLAIN, Strategy, strategy_for
 from ..learning.gradients import Weights
 from ..learning.inner import Batch, Learner
-from ..learning.optim import Descent, Rule
+from ..learning.optim import Rule
 from ..matching.features import match_prototypes
 from ..networks import build_network
 from ..seeding import generator
@@ -66,9 +66,8 @@ class IDMConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "real_batch", "networks", "new_every", "training_steps", "training_batch")
-        at_least(self, 0, "regularisation_weight", "trained")
+        at_least(self, 0, "learning_rate", "regularisation_weight", "trained")
         Strategy.parse(self.augment)
-        Descent("sgd", self.learning_rate, 0.0, "none", self.steps, section="method.")
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
+from ..checks import at_least
 from ..learning.augment import Strategy, strategy_for
-from ..learning.optim import Descent
 from ..matching.kernels import match_kernel_means
 from ..networks import build_network
 from ..seeding import derive
@@ -42,11 +41,9 @@ class M3DConfig:
     augment: str = "color_crop_cutout"
 
     def __post_init__(self) -> None:
-        for name, low in (("steps", 1), ("steps_per_network", 1), ("real_batch", 1)):
-            if (value := getattr(self, name)) < low:
-                raise UsageError(f"method.{name}={value}: need at least {low}")
+        at_least(self, 1, "steps", "steps_per_network", "real_batch")
+        at_least(self, 0, "learning_rate")
         Strategy.parse(self.augment)
-        Descent("sgd", self.learning_rate, 0.0, "none", self.steps, section="method.")
 
 
 @METHODS.register("m3d")

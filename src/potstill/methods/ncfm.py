@@ -19,7 +19,7 @@ from torch import Tensor
 from ..checks import at_least, share
 from ..learning.augment import Strategy, strategy_for
 from ..learning.gradients import Weights
-from ..learning.optim import Descent, Rule
+from ..learning.optim import Rule
 from ..matching.frequencies import match_characteristic_functions
 from ..seeding import generator
 from .base import METHODS, Method
@@ -70,10 +70,9 @@ class NCFMConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "real_batch")
         at_least(self, 2 * REPEATED if self.sampler else 1, "frequencies")
-        at_least(self, 0, "patience", "calibration_weight")
+        at_least(self, 0, "learning_rate", "patience", "calibration_weight")
         share(self, "phase")
         Strategy.parse(self.augment)
-        Descent("adam", self.learning_rate, 0.0, "none", self.steps, section="method.")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ A real batch comes with the augmentation draw that made it, which the synthetic 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import blake2b
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import at_least
 from ..errors import UsageError
 from ..learning.augment import Draw, Strategy
 from ..learning.gradients import Weights
@@ -40,27 +41,44 @@ def real_batch(problem: Problem, weights: Weights, strategy: Strategy, size: int
     return RealBatch(problem.extractor.embed(weights, problem.class_batches(size, number), drawn), drawn)
 
 
-def bank(problem: Problem, pool: Pool, strategy: Strategy, *, size: int, draws: int, gigabytes: float) -> Bank:
-    """The problem's bank of these settings, made at its first use."""
-    make = partial(Bank, problem, pool, strategy, size=size, draws=draws, gigabytes=gigabytes)
-    return problem.kept(("bank", strategy, size, draws, gigabytes), make)
+@dataclass(frozen=True)
+class BankConfig:
+    """How much a bank keeps: a section of a method's keys.
 
-
-def draws_within(gigabytes: float, problem: Problem, networks: int, size: int, draws: int) -> int:
-    """As many of `draws` for each network as a bank of that size has room for.
-
-    Raises:
-        UsageError: for less than one.
+    Attributes:
+        draws: batches per network, each with its draw of the augmentation.
+        gigabytes: of memory that it may take; fewer batches where they need more.
     """
-    # Of all classes, whatever the shard: the number of draws decides which batches are seen.
-    rows = networks * problem.spec.num_classes * problem.batch_size(size)
-    one = rows * problem.extractor.network.feature_width * 2 / 1e9
-    if one > gigabytes:
-        raise UsageError(
-            f"method.bank_gigabytes={gigabytes:g}: one draw for {networks} networks takes {one:.2f} GB; "
-            "raise it, lower method.real_batch or use real_statistics=fresh"
-        )
-    return int(min(draws, gigabytes / one))
+
+    draws: int = 16
+    gigabytes: float = 4.0
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "draws")
+        if not self.gigabytes > 0:
+            raise UsageError(f"gigabytes={self.gigabytes:g}: need a number above 0, .inf for all draws")
+
+    def fitting(self, problem: Problem, networks: int, size: int) -> int:
+        """As many of `draws` for each network, of `size` real images per class, as there is room for.
+
+        Raises:
+            UsageError: for less than one.
+        """
+        # Of all classes, whatever the shard: the number of draws decides which batches are seen.
+        rows = networks * problem.spec.num_classes * problem.batch_size(size)
+        one = rows * problem.extractor.network.feature_width * 2 / 1e9
+        if one > self.gigabytes:
+            raise UsageError(
+                f"method.bank.gigabytes={self.gigabytes:g}: one draw for {networks} networks takes {one:.2f} GB; "
+                "raise it, lower method.real_batch or use real_statistics=fresh"
+            )
+        return int(min(self.draws, self.gigabytes / one))
+
+
+def bank(problem: Problem, pool: Pool, strategy: Strategy, size: int, config: BankConfig) -> Bank:
+    """The problem's bank of these settings, made at its first use."""
+    make = partial(Bank, problem, pool, strategy, size, config)
+    return problem.kept(("bank", strategy, size, config), make)
 
 
 class Bank:
@@ -72,15 +90,13 @@ class Bank:
 
     Args:
         size: real images per class and batch.
-        draws: (batch, augmentation) draws kept per network.
-        gigabytes: it may take; fewer draws are kept where they would not fit.
     Raises:
         UsageError: room for less than one draw per network.
     """
 
-    def __init__(self, problem: Problem, pool: Pool, strategy: Strategy, *, size: int, draws: int, gigabytes: float):
+    def __init__(self, problem: Problem, pool: Pool, strategy: Strategy, size: int, config: BankConfig):
         self.problem, self.pool, self.strategy, self.size = problem, pool, strategy, size
-        self.draws = draws_within(gigabytes, problem, len(pool), size, draws)
+        self.draws = config.fitting(problem, len(pool), size)
         self._kept: dict[int, tuple[Tensor, Scatter]] = {}  # by batch number
         if problem.features:
             numbers = range(len(pool) * self.draws)

@@ -14,7 +14,6 @@ import torch
 
 from ..checks import at_least, share
 from ..learning.augment import Strategy, strategy_for
-from ..learning.optim import Descent
 from ..learning.pool import Pool
 from ..matching.features import match_prototypes
 from ..seeding import generator
@@ -51,10 +50,9 @@ class TGDDConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "real_batch", "synthetic_batch")
-        at_least(self, 0, "calibration_weight")
+        at_least(self, 0, "learning_rate", "calibration_weight")
         share(self, "reach")
         Strategy.parse(self.augment)
-        Descent("sgd", self.learning_rate, 0.0, "none", self.steps, section="method.")
 
 
 @METHODS.register("tgdd")

@@ -1,7 +1,8 @@
 """Recipes: every number of a run, resolved from layers, checked once, saved and hashed.
 
 Layers, later over earlier: the dataclass defaults, the shipped layer that `fidelity` names, recipe files, single keys
-("method.steps"). `sections` declares the keys, `layers` reads and merges, `resolve` checks.
+("method.steps"). `sections` declares the keys, `names` knows their short names, `layers` reads and merges, `resolve`
+checks.
 """
 
 from __future__ import annotations

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 from ..errors import UsageError
 from ..methods import METHODS
-from .layers import flat
-from .resolve import in_words, kinds, preset, shown
+from .names import kinds, short_names
+from .resolve import in_words, resolve
 from .sections import Recipe
+from .text import shown
 
 
 @dataclass(frozen=True)
@@ -27,40 +28,44 @@ class Key:
 
 def keys_of(method: str = "dsdm") -> list[Key]:
     """All keys of a recipe for a method, in the order of a resolved recipe; defaults are those of its preset."""
-    rest = [key for name in kinds(Recipe) if name not in ("method_name", "method") for key in _of_field(Recipe, name)]
+    recipe = resolve({"method": method})
     name = Key("method.name", in_words(str), "dsdm", meanings(Recipe)["method_name"])
-    own = dict(flat(preset(method, "potstill")))
-    keys = [name, *section_keys(METHODS[method].Config, "method."), *rest]
-    return [replace(key, default=_written(own[key.name])) if key.name in own else key for key in keys]
+    rest = section_keys(recipe, "", without=("method_name", "method"))
+    return [name, *section_keys(recipe.method, "method."), *rest]
 
 
 def find_keys(words: str, method: str = "dsdm") -> list[Key]:
-    """The key of that full name, or all keys of a section.
+    """The key of that name, full or short, or all keys of a section.
 
     Raises:
         UsageError: neither; the sections are listed.
     """
     every = keys_of(method)
-    found = [key for key in every if key.name == words or key.name.startswith(f"{words}.")]
+    short = {f"method.{short}": f"method.{full}" for short, full in short_names(METHODS[method].Config).items()}
+    full = short.get(words, words)
+    found = [key for key in every if key.name == full or key.name.startswith(f"{full}.")]
     if not found:
         sections = dict.fromkeys(key.name.partition(".")[0] for key in every)
         raise UsageError(f"no key or section {words!r} with method {method!r}: known are {', '.join(sections)}")
     return found
 
 
-def section_keys(cls: Any, above: str) -> list[Key]:
-    """The keys of a section, those of sections within it included; `above` is its dotted name with a dot."""
-    return [key for name in kinds(cls) for key in _of_field(cls, name, above)]
+def section_keys(section: Any, above: str, *, without: Sequence[str] = ()) -> list[Key]:
+    """The keys of a section, those of sections within it included, with its values as their defaults.
+
+    `above` is its dotted name with a dot.
+    """
+    names = [name for name in kinds(type(section)) if name not in without]
+    return [key for name in names for key in _of_field(section, name, above)]
 
 
-def _of_field(cls: Any, name: str, above: str = "") -> Iterator[Key]:
-    kind = kinds(cls)[name]
-    if is_dataclass(kind):
-        yield from section_keys(kind, f"{above}{name}.")
-        return
-    (entry,) = (entry for entry in fields(cls) if entry.name == name)
-    default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
-    yield Key(f"{above}{name}", in_words(kind), _written(default), meanings(cls)[name])
+def _of_field(section: Any, name: str, above: str) -> list[Key]:
+    value, kind, meaning = getattr(section, name), kinds(type(section))[name], meanings(type(section))[name]
+    if not is_dataclass(kind):
+        return [Key(f"{above}{name}", in_words(kind), _written(value), meaning)]
+    keys = section_keys(value, f"{above}{name}.")
+    # Descent is a section of many methods: what one of them does with it is told with every key.
+    return [replace(key, meaning=f"{meaning[:-1]}: {key.meaning}") for key in keys] if above else keys
 
 
 def _written(value: Any) -> str:

@@ -15,9 +15,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import UsageError
+from ..methods import METHODS
+from .names import in_full
 from .text import from_yaml
 
 Layer = Mapping[str, Any]
+
+#: Beneath all layers: whose method's keys a recipe has that names none.
+BY_DEFAULT: Layer = {"method": "dsdm"}
 
 #: The folder of the shipped studies, which are no recipes (run/paper.py).
 STUDIES = "paper/"
@@ -31,10 +36,11 @@ def merge(*layers: Layer) -> dict[str, Any]:
     """One nested dictionary; dotted keys open sections, later layers win key by key.
 
     A `method` section that names another method than the last that is named is left out: its keys are no keys of that.
-    `method: dm` is short for a section with a name alone.
+    `method: dm` is short for a section with a name alone. Where the method is known, short names of its keys are put in
+    full (`names`).
 
     Raises:
-        UsageError: a key below one that has a single value, or below too many others.
+        UsageError: a key below one that has a single value, or below too many others, or twice in a layer.
     """
     nested = [_nested(layer) for layer in layers]
     names = [name for layer in nested if (name := _method_name(layer)) is not None]
@@ -42,8 +48,23 @@ def merge(*layers: Layer) -> dict[str, Any]:
     for layer in nested:
         if _method_name(layer) not in (None, *names[-1:]):
             del layer["method"]
-        _put(merged, layer, ())
+        _put(merged, _in_full(layer, names[-1] if names else None), ())
     return merged
+
+
+def _in_full(layer: dict[str, Any], method: Any) -> dict[str, Any]:
+    """A layer with the keys of its method, and those of each in `methods`, under their full names."""
+    full, parts = {}, layer.get("methods")
+    if "method" in layer:
+        full["method"] = _keys_in_full(layer["method"], method, "method.")
+    if isinstance(parts, Mapping):
+        full["methods"] = {name: _keys_in_full(keys, name, f"methods.{name}.") for name, keys in parts.items()}
+    return layer | full
+
+
+def _keys_in_full(keys: Any, method: Any, above: str) -> Any:
+    known = isinstance(keys, Mapping) and isinstance(method, str) and method in METHODS
+    return in_full(keys, METHODS[method].Config, above) if known else keys
 
 
 def _nested(layer: Layer) -> dict[str, Any]:

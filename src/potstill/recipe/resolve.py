@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import is_dataclass, replace
 from difflib import get_close_matches
-from functools import cache
 from types import NoneType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
 from ..errors import UsageError
 from ..methods import METHODS
-from .layers import Layer, merge, shipped
+from .layers import BY_DEFAULT, Layer, merge, shipped
+from .names import full_names, kinds, short_names
 from .sections import FIDELITIES, Recipe
+from .text import shown
 
 T = TypeVar("T")
 
@@ -37,15 +38,15 @@ def resolve(*layers: Layer) -> Recipe:
     Raises:
         UsageError: an unknown key, a value of the wrong type or outside its range; the message names the key.
     """
-    given = merge(*layers)
-    name = _name(_section(given.get("method", {}), "method.").get("name", "dsdm"), "method.name")
+    given = merge(BY_DEFAULT, *layers)
+    name = _name(_section(given["method"], "method.").get("name", "dsdm"), "method.name")
     fidelity = _name(given.pop("fidelity", "potstill"), "fidelity")
     cls = METHODS[name]
     given = merge(preset(name, fidelity), given)
     method = {key: value for key, value in given.pop("method", {}).items() if key != "name"}
-    _refuse_unknown(given, _sections(), "", "")
+    _refuse_unknown(given, Recipe, {*_sections(), "method", "fidelity"}, "")
     values = {key: _convert(_sections()[key], value, key) for key, value in given.items()}
-    config = _build(cls.Config, method, "method.", f" of method {name!r}")
+    config = _build(cls.Config(), method, "method.", f" of method {name!r}")
     return Recipe(method_name=name, method=config, fidelity=fidelity, **values)
 
 
@@ -73,33 +74,27 @@ def of_method(layers: Iterable[Layer], name: str) -> dict[str, Any]:
     return merge(shared, {"method": _section(parts.get(name, {}), f"methods.{name}.")})
 
 
-@cache
-def kinds(cls: type) -> dict[str, Any]:
-    """The keys of a section with their types."""
-    hints = get_type_hints(cls)
-    return {entry.name: hints[entry.name] for entry in fields(cls)}
-
-
 def _sections() -> dict[str, Any]:
     """The keys of a recipe that do not depend on its method."""
     return {key: kind for key, kind in kinds(Recipe).items() if key not in ("method_name", "method", "fidelity")}
 
 
-def _build(cls: type[T], given: Layer, above: str, owner: str = "") -> T:
-    """A section from its keys. `above` is its dotted name with a dot at the end."""
-    known = kinds(cls)
-    _refuse_unknown(given, known, above, owner)
-    values = {key: _convert(known[key], value, above + key) for key, value in given.items()}
+def _build(default: T, given: Layer, above: str, owner: str = "") -> T:
+    """A section by its keys, over those of `default`. `above` is its dotted name with a dot at the end."""
+    known = kinds(type(default))
+    _refuse_unknown(given, type(default), known, above, owner)
+    values = {key: _convert(known[key], value, above + key, getattr(default, key)) for key, value in given.items()}
     try:
-        return cls(**values)
+        return replace(default, **values)  # type: ignore[type-var]
     except UsageError as error:
         own = str(error).partition("=")[0].partition(".")[0] in known
         raise UsageError(f"{above if own else ''}{error}") from error
 
 
-def _convert(kind: Any, value: Any, key: str) -> Any:
+def _convert(kind: Any, value: Any, key: str, default: Any = None) -> Any:
+    """A value as a key of that type has it; in a section the keys that are not given stay as in `default`."""
     if is_dataclass(kind):
-        return _build(kind, _section(value, f"{key}."), f"{key}.")  # type: ignore[arg-type]
+        return _build(kind() if default is None else default, _section(value, f"{key}."), f"{key}.")  # type: ignore[operator]
     try:
         return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError:
@@ -120,26 +115,24 @@ def in_words(kind: Any) -> str:
     return " or ".join(in_words(one) for one in get_args(kind))
 
 
-def shown(value: Any) -> str:
-    """A value as a recipe writes it, cut where it is long."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _refuse_unknown(given: Layer, known: Iterable[str], above: str, owner: str) -> None:
-    known = {*known, *(() if above else ("method", "fidelity"))}
+def _refuse_unknown(given: Layer, cls: type, known: Collection[str], above: str, owner: str = "") -> None:
+    """Raises UsageError at the first key of a section of `cls` that is not known. `owner`: whose the section is."""
     for key in given:
-        if key not in known:
-            if key == "methods" and not above:
-                raise UsageError("recipe key 'methods': only a comparison has keys by method; use method.KEY here")
-            close = get_close_matches(str(key), known, 1)
-            meant = f"did you mean {above}{close[0]}? " if close else ""
-            listed = ", ".join(sorted(known)) or "none"
-            have = [name for name in METHODS if key in kinds(METHODS[name].Config)] if owner else []
-            others = f"; {', '.join(have)} have it (in a comparison: methods.{have[0]}.{key})" if have else ""
-            raise UsageError(f"unknown recipe key {f'{above}{key}'[:80]!r}{owner}: {meant}known are {listed}{others}")
+        if key in known:
+            continue
+        if key == "methods" and not above:
+            raise UsageError("recipe key 'methods': only a comparison has keys by method; use method.KEY here")
+        names = {**(short_names(cls) if owner else {}), **{name: name for name in known}}
+        close = get_close_matches(str(key), names, 1)
+        meant = f"did you mean {above}{names[close[0]]}? " if close else ""
+        listed = ", ".join(sorted(full_names(cls) if owner else known)) or "none"
+        have = [name for name in METHODS if _has(METHODS[name].Config, key)] if owner else []
+        others = f"; {', '.join(have)} have it (in a comparison: methods.{have[0]}.{key})" if have else ""
+        raise UsageError(f"unknown recipe key {f'{above}{key}'[:80]!r}{owner}: {meant}known are {listed}{others}")
+
+
+def _has(cls: type, key: str) -> bool:
+    return key in kinds(cls) or key in short_names(cls)
 
 
 def _section(value: Any, above: str) -> dict[str, Any]:

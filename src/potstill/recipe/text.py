@@ -71,3 +71,11 @@ def from_yaml(text: str) -> Any:
 def to_yaml(record: Any, *, sort_keys: bool = False) -> str:
     """Text that `from_yaml` reads back to the same."""
     return yaml.dump(record, Dumper=_Dumper, sort_keys=sort_keys)
+
+
+def shown(value: Any) -> str:
+    """A value as a recipe writes it, cut where it is long."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

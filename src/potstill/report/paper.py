@@ -11,6 +11,7 @@ from ..data import known_set
 from ..errors import UsageError
 from ..evaluation import find_protocol
 from ..methods import METHODS
+from ..recipe.names import in_short
 from ..run.paper import PaperCell, PaperTable
 from ..scores import Score, Scores
 from .read import joined, marked, plain_method
@@ -266,4 +267,4 @@ def place(key: str, value: Any) -> str:
     """What varies, in a reader's words: `IPC 10`, `cifar10`, `epochs 5`."""
     if isinstance(value, str):
         return value
-    return f"{'IPC' if key == 'ipc' else key.rpartition('.')[2]} {value}"
+    return f"{'IPC' if key == 'ipc' else in_short(key)} {value}"

@@ -199,7 +199,7 @@ def _short(recipe: Recipe) -> Recipe:
     """A trial of the recipe."""
     scoring, method = recipe.evaluation, recipe.method
     epochs = min(EPOCHS, find_protocol(scoring.protocol, scoring.epochs).epochs)
-    bank = {"bank_draws": min(DRAWS, method.bank_draws)} if hasattr(method, "bank_draws") else {}
+    bank = {"bank": replace(method.bank, draws=min(DRAWS, method.bank.draws))} if hasattr(method, "bank") else {}
     return replace(
         recipe,
         method=replace(method, steps=min(STEPS, method.steps), **bank),

@@ -28,7 +28,8 @@ from ..errors import DataError, UsageError
 from ..files import write_atomically
 from ..methods import METHODS
 from ..recipe import Layer, Recipe, merge, of_method, resolve
-from ..recipe.layers import flat
+from ..recipe.layers import BY_DEFAULT, flat
+from ..recipe.names import in_short
 from ..recipe.text import from_yaml, to_yaml
 from ..sets.parameterisations import Factor
 from ..spec import LabelledDataset
@@ -103,7 +104,7 @@ class Draft:
 
     def keys(self, *under: Layer, over: Sequence[Layer] = ()) -> dict[str, Any]:
         """All recipe keys as one layer, with layers beneath and above its own; what goes by IPC is settled."""
-        keys = merge(*under, *self.layers, *over)
+        keys = merge(BY_DEFAULT, *under, *self.layers, *over)
         return _settled(keys, keys.get("ipc", Recipe.ipc))
 
 
@@ -381,9 +382,9 @@ def _folder(label: str, recipe: Recipe, varied: Any) -> str:
 
 
 def _word(key: str, value: Any) -> str:
-    """`method.learning_rate` 0.1 as `learning_rate0.1`."""
+    """`method.history.weight` 0.1 as `history_weight0.1`."""
     text = "x".join(map(str, value)) if isinstance(value, list) else str(value)
-    return key.rpartition(".")[2] + "".join(c if c.isalnum() or c in "._+-" else "_" for c in text)
+    return in_short(key) + "".join(c if c.isalnum() or c in "._+-" else "_" for c in text)
 
 
 def difference(there: Recipe, here: Recipe) -> str:
