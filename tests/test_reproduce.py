@@ -521,6 +521,28 @@ def test_committed_results_fill_the_cells_that_they_are_of(tmp_path: Path, capsy
 
 
 @pytest.mark.skipif(not RESULTS.is_dir(), reason="needs the results of the repository")
+def test_a_run_of_the_schedules_own_keys_takes_the_cell_from_a_shorter_one(tmp_path: Path) -> None:
+    places = [RESULTS / name for name in ("cifar10_ipc10", "dsdm_cifar10_ipc10_paper_schedule")]
+    for order in (places, places[::-1]):
+        words = [word for place in order for word in ("--merge", str(place))]
+        assert main(["reproduce", "table1", "--collect", *words, "--out", str(tmp_path), "-q"]) == 0
+        found = {(c["cell"], c["ipc"]): c for c in cells_of(tmp_path, "table1") if c["mean"] is not None}
+        assert found["dsdm", 10]["of_schedule"] and found["dsdm", 10]["n_nets"] == 5
+        assert found["dsdm", 10]["mean"] == pytest.approx(0.66258)
+        assert found["herding", 10]["mean"] == pytest.approx(0.4349, abs=1e-4)  # a shorter one where there is no other
+
+
+@pytest.mark.skipif(not RESULTS.is_dir(), reason="needs the results of the repository")
+def test_a_run_of_other_keys_is_not_of_the_schedule_whatever_its_length(tmp_path: Path) -> None:
+    record = json.loads((RESULTS / "dsdm_cifar10_ipc10_paper_schedule" / "results.json").read_text())
+    record["runs"]["dsdm-ipc10-seed0"]["recipe"]["method"]["covariance_weight"] = 0.0
+    (tmp_path / "results.json").write_text(json.dumps(record))
+    assert main(["reproduce", "table1", "--collect", "--merge", str(tmp_path), "--out", str(tmp_path), "-q"]) == 0
+    found = {c["cell"]: c for c in cells_of(tmp_path, "table1") if c["mean"] is not None}
+    assert not found["dsdm"]["of_schedule"] and found["dsdm_plus"]["of_schedule"]
+
+
+@pytest.mark.skipif(not RESULTS.is_dir(), reason="needs the results of the repository")
 def test_two_recipes_of_one_cell_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--merge", str(RESULTS / "cifar10_ipc10"), "--merge", str(RESULTS / "cifar10_ipc10_one_run")]
     assert main(["reproduce", "table1", "--collect", *words, "--out", str(tmp_path), "-q"]) == 2

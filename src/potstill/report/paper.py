@@ -11,11 +11,12 @@ from ..data import known_set
 from ..errors import UsageError
 from ..evaluation import find_protocol
 from ..methods import METHODS
+from ..recipe import resolve
 from ..recipe.names import in_short
 from ..run.paper import PaperCell, PaperTable
 from ..scores import Score, Scores
 from .read import joined, marked, plain_method
-from .stored import StoredRun
+from .stored import StoredRun, describe_making
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Entry:
         """
         recipe = self.cell.recipe
         same = recipe is not None and not (recipe.build_method().steps or recipe.build_method().needs_pool)
-        return same or all(run.stem == self.cell.stem for run in self.runs)
+        return same or all(_as_told(self.cell, run) for run in self.runs)
 
     @property
     def made_by(self) -> str:
@@ -205,6 +206,7 @@ def _scored(scores: Iterable[Score], cell: PaperCell, *, exact: bool) -> tuple[S
 def _entry(cell: PaperCell, runs: Sequence[StoredRun]) -> Entry:
     failure = joined(run.failure for run in runs if not run.scores)
     scored = [run for run in runs if run.scores]
+    scored = [run for run in scored if _as_told(cell, run)] or scored  # those of other lengths stand in for them
     by_seed: dict[int, StoredRun] = {}
     for run in scored:
         there = by_seed.get(run.seed)
@@ -213,6 +215,23 @@ def _entry(cell: PaperCell, runs: Sequence[StoredRun]) -> Entry:
         if run.made_by != scored[0].made_by:
             raise _conflict(cell, scored[0], run, f"{scored[0].made_by!r} and {run.made_by!r}")
     return Entry(cell, tuple(by_seed[seed] for seed in sorted(by_seed)), failure)
+
+
+def _as_told(cell: PaperCell, run: StoredRun) -> bool:
+    """Whether a run is the cell's own, or was made by the same keys under another name."""
+    if run.stem == cell.stem:
+        return True
+    if cell.recipe is None or run.made_by != describe_making(cell.recipe.to_dict()):
+        return False
+    try:
+        made = resolve(run.recipe)
+    except UsageError:  # keys of another version
+        return False
+    return (made.method, made.init, made.data.normalisation) == (
+        cell.recipe.method,
+        cell.recipe.init,
+        cell.recipe.data.normalisation,
+    )
 
 
 def _together(cell: PaperCell, one: StoredRun, other: StoredRun) -> StoredRun:
