@@ -75,7 +75,9 @@ def trained(device: str, *, replayed: bool) -> torch.Tensor:
     runtime = Runtime(device=device, compile=True, chunk=64)
     runtime.start()
     stream = torch.Generator().manual_seed(0)
-    spec = DatasetSpec("random", (3, 32, 32), tuple("0123456789"), (0.5,) * 3, (0.25,) * 3, fingerprint="random")
+    spec = DatasetSpec(
+        "random", (3, 32, 32), tuple("0123456789"), (0.5,) * 3, (0.25,) * 3, mirror=True, fingerprint="random"
+    )
     data = Split(torch.randint(256, (100, 3, 32, 32), dtype=torch.uint8, generator=stream), torch.arange(100) % 10)
     protocol = PROTOCOLS["dsdm"].lasting(3)
     assert isinstance(protocol, Scheduled)
