@@ -14,11 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 from torch._inductor.exc import InductorError
 
+from potstill.errors import UsageError
 from potstill.machine.compiled_code import mend
-from potstill.machine.compiler import _mending
+from potstill.machine.compiler import _mending, compiled
 
 COMPILES = """
 import torch
@@ -185,3 +187,17 @@ def test_files_written_aside_by_killed_compilers_are_removed_once_they_are_a_min
     os.utime(old, (time.time() - 120,) * 2)
     mend(tmp_path)
     assert not old.exists() and fresh.exists()
+
+
+def test_code_that_cannot_be_compiled_is_refused_in_one_line_with_the_remedy() -> None:
+    """A network of the user's own, as all of ours compiles."""
+
+    def branching(x: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return x + 1
+
+    with pytest.raises(
+        UsageError, match=r"torch.compile does not take a network \(.+\): add --compile false"
+    ) as refused:
+        compiled(branching)(torch.zeros(2))
+    assert "\n" not in str(refused.value)

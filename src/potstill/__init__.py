@@ -15,6 +15,7 @@ from ._moved import MOVED
 if TYPE_CHECKING:
     from .data import load_dataset
     from .errors import DataError, Interrupted, MissingExtra, PotstillError, RunError, UsageError
+    from .networks import Frozen
     from .run.api import Run, distill
     from .run.score import evaluate
     from .scores import Scores
@@ -28,6 +29,7 @@ _PUBLIC = {
     "load_dataset": "data",
     "distill": "run.api",
     "Run": "run.api",
+    "Frozen": "networks",
     "evaluate": "run.score",
     "Scores": "scores",
     "SyntheticSet": "sets.synthetic",
@@ -46,6 +48,7 @@ _PUBLIC = {
 __all__ = [
     "DataError",
     "DatasetSpec",
+    "Frozen",
     "Interrupted",
     "LabelledDataset",
     "MissingExtra",

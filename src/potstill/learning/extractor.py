@@ -87,7 +87,7 @@ class Extractor:
     def classify(self, weights: Weights, features: Tensor) -> Tensor:
         """Logits `(..., num_classes)` of features `(..., D)` by the network's own classifier."""
         self._use(weights)
-        return self.network.classifier(features)
+        return self.network.classify(features)
 
     @cached_property
     def channels(self) -> int:

@@ -36,9 +36,12 @@ class Gradients:
 
     Args:
         network: the architecture; its own weights are never read or written.
+    Raises:
+        UsageError: a frozen network.
     """
 
     def __init__(self, network: Backbone, spec: DatasetSpec, runtime: Runtime):
+        network.require_trainable()
         self.network, self.runtime = network.to(runtime.device), runtime
         self.parameters = [name for name, _ in network.named_parameters()]
         self._see = runtime.compiled(View(spec, runtime.device).__call__)

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import UsageError
 from ..files import require_writable, sweep, write_atomically
 from ..machine.runtime import Runtime
-from ..networks import Backbone, build_network, identity
+from ..networks import Backbone, Frozen, FrozenNetwork, build_network, give, given, identity, is_given
 from ..seeding import derive, generator
 from ..spec import DatasetSpec, Split
 from ..tensors import pack, read_tensors
@@ -91,6 +91,17 @@ class Pool:
     core_seconds: float = 0.0
     metadata: Sequence[Mapping[str, str]] = field(default_factory=tuple)
     moments: Sequence[float] = ()
+
+    @classmethod
+    def of(cls, modules: Frozen | Sequence[Frozen]) -> Pool:
+        """Modules with weights of their own as members; they share one architecture.
+
+        Raises:
+            UsageError: none of them, something else, or several architectures.
+        """
+        modules = (modules,) if isinstance(modules, Frozen) else tuple(modules)
+        name = give(modules)
+        return cls(name, [one.weights() for one in modules], [f"frozen-{one.digest}" for one in modules])
 
     def __len__(self) -> int:
         return len(self.members)
@@ -205,9 +216,16 @@ def read_pool(network: str, runs: Sequence[Sequence[MemberKey]], cache: Path, *,
 
 
 def untrained(spec: DatasetSpec, *, network: str = "convnet", members: int = 3, seed: int = 0) -> Pool:
-    """Freshly initialised networks as a pool: the paper's ablation without pre-trained models (Table 4, row 1)."""
-    weights = [build_network(network, spec, derive(seed, "pool", run)).state_dict() for run in range(members)]
-    return Pool(network, weights, [f"untrained-{derive(seed, 'pool', run):x}" for run in range(members)])
+    """Networks as they are made: the paper's ablation without pre-trained models (Table 4, row 1), or frozen modules.
+
+    A factory that gives the same frozen module each time makes one member.
+    """
+    if is_given(network):
+        return Pool.of(given(network))
+    seeds = [derive(seed, "pool", run) for run in range(members)]
+    made = [(build_network(network, spec, own), f"untrained-{own:x}") for own in seeds]
+    by_digest = {f"frozen-{n.digest}" if isinstance(n, FrozenNetwork) else name: n.state_dict() for n, name in made}
+    return Pool(network, tuple(by_digest.values()), tuple(by_digest))
 
 
 def read_member(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:

@@ -50,7 +50,7 @@ def keep_compiled_code() -> None:
 
 def _mending(compiled: Callable[..., Any]) -> Callable[..., Any]:
     """`compiled`, which makes anew what a run killed while compiling left half written in the cache."""
-    from torch._dynamo.exc import BackendCompilerFailed  # not above: the compiler takes seconds to import
+    from torch._dynamo.exc import BackendCompilerFailed, Unsupported  # not above: the compiler takes seconds to import
 
     @wraps(compiled)
     def call(*given: Any, **keys: Any) -> Any:
@@ -65,6 +65,9 @@ def _mending(compiled: Callable[..., Any]) -> Callable[..., Any]:
                 log.warning("%s: left half written by a run that was stopped; compiling it again", torn)
                 torn.unlink(missing_ok=True)
                 removed.add(torn)
+            except Unsupported as error:  # code of the user's: all of ours compiles
+                line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+                raise UsageError(f"torch.compile does not take a network ({line}): add --compile false") from error
 
     return call
 

@@ -1,7 +1,7 @@
 """Networks by name. A new one is a file here and an import line below.
 
 A name may carry arguments (`convnet:depth=4,norm=batch`, `resnet10:width=64`), or say where a factory of the user's own
-is (`package.module:factory`, `path/to/file.py:factory`).
+is (`package.module:factory`, `path/to/file.py:factory`). Modules that keep the weights they have are `Frozen`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,24 @@ from . import resnet as _resnet  # noqa: F401
 from . import vgg as _vgg  # noqa: F401
 from . import vit as _vit  # noqa: F401
 from .base import NETWORKS, Backbone, Maps
+from .frozen import Frozen, FrozenNetwork, give, given, is_given
 from .own import as_backbone, find_factory, source_of
 
-__all__ = ["NETWORKS", "Backbone", "Maps", "arguments_of", "build_network", "check_network", "identity"]
+__all__ = [
+    "NETWORKS",
+    "Backbone",
+    "Frozen",
+    "FrozenNetwork",
+    "Maps",
+    "arguments_of",
+    "build_network",
+    "check_network",
+    "give",
+    "given",
+    "identity",
+    "is_given",
+    "is_own",
+]
 
 
 def build_network(name: str, spec: DatasetSpec, seed: int) -> Backbone:
@@ -37,12 +52,14 @@ def build_network(name: str, spec: DatasetSpec, seed: int) -> Backbone:
         UsageError: an unknown name (the known are listed), a wrong argument, a factory that cannot be imported or
             gives no module, or a network that cannot take the image side.
     """
+    if isinstance(name, str) and is_given(name):
+        return FrozenNetwork(given(name)[0], name, spec.shape, spec.num_classes)
     build, arguments = _resolved(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "initial weights", name))
         made = build(spec.shape, spec.num_classes, **arguments)
         network = as_backbone(made, name, spec.shape, spec.num_classes)
-    if not _is_own(name):
+    if not is_own(name):
         network.architecture = name
     return network
 
@@ -53,12 +70,13 @@ def check_network(name: str) -> None:
     Raises:
         UsageError: as `build_network`.
     """
-    _resolved(name)
+    if not (isinstance(name, str) and is_given(name)):  # a run that has finished is scored without its pool
+        _resolved(name)
 
 
 def identity(name: str) -> str:
     """`name`, and for a factory of one's own a hash of its source: what decides which network it is."""
-    if not _is_own(name) or (source := source_of(name)) is None:
+    if is_given(name) or not is_own(name) or (source := source_of(name)) is None:
         return name
     return f"{name}@{blake2b(source.read_bytes(), digest_size=8).hexdigest()}"
 
@@ -69,7 +87,8 @@ def arguments_of(name: str) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def _is_own(name: str) -> bool:
+def is_own(name: str) -> bool:
+    """Whether a network is the user's: a factory by its place, or modules that were given in Python."""
     return ":" in name and name.partition(":")[0] not in NETWORKS
 
 
@@ -78,7 +97,7 @@ def _resolved(name: str) -> tuple[Callable[..., object], dict[str, Any]]:
         raise UsageError(
             f"network of type {type(name).__name__}: give a name, or where its factory is, as package.module:factory"
         )
-    if _is_own(name):
+    if is_own(name):
         return find_factory(name), {}
     known, _, written = name.partition(":")
     return NETWORKS[known], _parsed(known, written)

@@ -48,9 +48,22 @@ class Backbone(nn.Module, ABC):
         """Features `(B, D)` before the classifier: the paper's g(theta_F; x)."""
         return self.embed_map(self.maps(x)[-1].after)
 
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits `(..., K)` of features `(..., D)`."""
+        return self.classifier(features)
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, K)`."""
-        return self.classifier(self.embed(x))
+        return self.classify(self.embed(x))
+
+    def require_trainable(self) -> None:
+        """Raises UsageError where weights are given and stay as they are."""
+
+
+def line_of(error: Exception) -> str:
+    """What a user's code raised, in one line."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first}"
 
 
 def chain(blocks: nn.ModuleList, x: Tensor) -> list[Maps]:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import UsageError, refuse_out_of_memory
-from .base import Backbone, Maps
+from .base import Backbone, Maps, line_of
+from .frozen import Frozen, FrozenNetwork
 
 
 class Wrapped(Backbone):
@@ -46,6 +47,8 @@ def as_backbone(module: object, name: str, shape: tuple[int, int, int], num_clas
     """
     if isinstance(module, Backbone):
         return module
+    if isinstance(module, Frozen):
+        return FrozenNetwork(module, name, shape, num_classes)
     if not isinstance(module, nn.Module):
         raise UsageError(f"network {name!r} gave a {type(module).__name__}: need a torch.nn.Module")
     layers = _linear_layers_in_order(module, name, shape)
@@ -74,7 +77,7 @@ def _linear_layers_in_order(module: nn.Module, name: str, shape: tuple[int, int,
             made = module.eval()(torch.zeros(2, *shape))
     except Exception as error:  # whatever the user's code raises
         refuse_out_of_memory(error, f"network {name!r}")
-        raise UsageError(f"network {name!r} fails on images {shape}: {_line(error)}") from error
+        raise UsageError(f"network {name!r} fails on images {shape}: {line_of(error)}") from error
     finally:
         module.train(was_training)
         for hook in hooks:
@@ -105,7 +108,7 @@ def find_factory(name: str) -> Callable[[tuple[int, int, int], int], object]:
             return found(shape, num_classes)
         except Exception as error:  # whatever the user's code raises
             refuse_out_of_memory(error, f"network {name!r}")
-            raise UsageError(f"network {name!r} cannot be built for images {shape}: {_line(error)}") from error
+            raise UsageError(f"network {name!r} cannot be built for images {shape}: {line_of(error)}") from error
 
     return build
 
@@ -125,7 +128,7 @@ def _import_module(place: str, name: str) -> ModuleType:
     try:
         return importlib.import_module(place)
     except Exception as error:  # whatever the user's code raises
-        raise UsageError(f"network {name!r}: cannot import {place}: {_line(error)}") from error
+        raise UsageError(f"network {name!r}: cannot import {place}: {line_of(error)}") from error
 
 
 def _import_file(path: Path, name: str) -> ModuleType:
@@ -139,10 +142,5 @@ def _import_file(path: Path, name: str) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's code raises
-        raise UsageError(f"network {name!r}: cannot import {path}: {_line(error)}") from error
+        raise UsageError(f"network {name!r}: cannot import {path}: {line_of(error)}") from error
     return module
-
-
-def _line(error: Exception) -> str:
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {first}"

@@ -16,6 +16,7 @@ from ..errors import DataError
 from ..files import SCHEMA_VERSION
 from ..learning.pool import SCHEDULES
 from ..methods import METHODS
+from ..networks import is_own
 from ..run.reproduce import RUNS
 from ..run.score import stored_scores
 from ..run.store import RunStore
@@ -177,7 +178,8 @@ def describe_making(config: Mapping[str, Any]) -> str:
     if method["name"] not in METHODS or METHODS[method["name"]].needs_pool:
         members, schedule = pool.get("members"), str(pool.get("schedule"))
         epochs = pool.get("epochs") or (SCHEDULES[schedule].epochs if schedule in SCHEDULES else "?")
-        trained = f"of {epochs} epochs ({schedule})" if pool.get("pretrained", True) else "untrained"
+        untrained = "as given" if is_own(str(pool.get("network"))) else "untrained"
+        trained = f"of {epochs} epochs ({schedule})" if pool.get("pretrained", True) else untrained
         parts.append(f"{members} network{'s' * (members != 1)} {trained}")
         if snapshots := pool.get("snapshots"):
             parts[-1] += f" and their snapshots at {', '.join(f'{s:g}' for s in snapshots)}"

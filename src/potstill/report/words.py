@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ..evaluation import PROTOCOLS, Scheduled
 from ..learning.fit import Schedule
 from ..methods import METHODS
+from ..networks import is_own
 from .read import RunRecord, marked
 from .rows import RANDOM_METHODS, Row, better_random
 from .tables import noun
@@ -62,10 +64,17 @@ def describe_runs(group: Sequence[RunRecord]) -> str:
             text += f", or as many as {record.budget_minutes:g} minutes allow,"
         pool = record.config.get("pool")
         if isinstance(pool, dict) and pool.get("members") and _draws_from_pool(record.method):
-            kind = "pre-trained" if pool.get("pretrained", True) else "untrained"
-            text += f" against {pool['members']} {kind} networks ({pool.get('network', 'not named')})"
+            text += f" against {_pool(pool)}"
     seeds = _unique(str(r.config.get("seed", "not given")) for r in group)
     return f"{text}; seed{'s' if len(seeds) > 1 else ''} {_listed(seeds)}."
+
+
+def _pool(keys: dict[str, Any]) -> str:
+    """The networks of a pool by its keys; those of a factory of one's own may have come trained."""
+    name, members = str(keys.get("network", "not named")), keys["members"]
+    if keys.get("pretrained", True):
+        return f"{members} pre-trained networks ({name})"
+    return f"networks as {name} gives them" if is_own(name) else f"{members} untrained networks ({name})"
 
 
 def _draws_from_pool(method: str) -> bool:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
 from ..files import expanded
+from ..learning.pool import Pool
+from ..methods import METHODS
+from ..networks import Frozen
 from ..recipe import Recipe, read_recipe, resolve
 from ..sets.synthetic import SyntheticSet
 from ..spec import LabelledDataset
@@ -48,6 +51,7 @@ def distill(
     quiet: bool = True,
     cache: str | Path | None = None,
     recipe: Mapping[str, Any] | str | Path | None = None,
+    pool: Frozen | Sequence[Frozen] | None = None,
     **method_keys: Any,
 ) -> Run:
     """Distil a data set into `ipc` stored images per class.
@@ -63,9 +67,10 @@ def distill(
         cache: folder of the pool cache; the user's cache folder where None.
         recipe: recipe keys, nested or dotted ("pool.members"), that the arguments go over; or a file of them, or the
             name of a shipped recipe.
+        pool: modules with weights of their own, whose features are matched, in place of networks trained for it.
         method_keys: keys of the method, e.g. `steps=500`.
     Raises:
-        UsageError: an unknown key, a value outside its range, or data that were not loaded.
+        UsageError: an unknown key, a value outside its range, data that were not loaded, or modules that cannot serve.
         RunError, Interrupted: see `run.distil.distill_run`.
     """
     if not isinstance(data, LabelledDataset):
@@ -78,9 +83,15 @@ def distill(
     given = {"method.name": method, "ipc": ipc, "factor": shape, "parameterisation": parameterisation, "seed": seed}
     keys = {f"method.{key}": value for key, value in method_keys.items()}
     chosen = {key: value for key, value in given.items() if value is not None}
+    if pool is not None:
+        members = Pool.of(pool)
+        chosen |= {"pool.network": members.network, "pool.members": len(members), "pool.pretrained": False}
     named = {"data.name": data.spec.name}  # over that of a file, whose other keys are meant
     told = (named, recipe or {}) if recipe is None or isinstance(recipe, Mapping) else (read_recipe(recipe), named)
     resolved = resolve(*told, chosen, keys).on(data)
+    if pool is not None and not METHODS[resolved.method_name].needs_pool:
+        drawing = ", ".join(name for name in METHODS if METHODS[name].needs_pool)
+        raise UsageError(f"pool: method {resolved.method_name} draws from none; leave it out, or use one of {drawing}")
     check_kept_steps(resolved)
     reporter = Reporter(quiet=quiet)
     cache_folder = expanded(cache) if cache else None

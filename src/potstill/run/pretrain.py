@@ -7,6 +7,7 @@ from pathlib import Path
 from ..files import default_cache, require_writable
 from ..learning.pool import MemberKey, Pool, is_cached, member_keys, pretrain, snapshot_epochs, untrained
 from ..machine.runtime import Runtime
+from ..networks import build_network
 from ..recipe import Recipe
 from ..seeding import derive
 from ..spec import LabelledDataset
@@ -18,8 +19,10 @@ def check_pool_cache(recipe: Recipe, data: LabelledDataset, *, cache: Path | Non
     """Find out before a run is begun whether what its pool still lacks can be kept.
 
     Raises:
-        UsageError, RunError: there is no folder for it, or none that can be written.
+        UsageError, RunError: there is no folder for it, or none that can be written; a frozen network.
     """
+    if recipe.pool.pretrained:
+        build_network(recipe.pool.network, data.spec, 0).require_trainable()
     folder = (cache or default_cache()) / "pool"
     if missing_runs(recipe, data, folder):
         require_writable(folder)
