@@ -471,6 +471,24 @@ def test_svhn_is_read_from_its_mat_files_and_ten_is_zero(tmp_path):
     assert (data.train.images.numpy() == noise(20, (32, 32, 3), classes=10)[0].transpose(0, 3, 1, 2)).all()
 
 
+def test_svhn_comes_from_the_hub_as_its_cropped_digits(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *names, **options: asked.append((names, options)) or hub_copy()
+    )
+    data = load_dataset("svhn", data_dir=tmp_path, download=True)
+    assert asked == [(("ufldl-stanford/svhn", "cropped_digits"), {"revision": "main"})]
+    assert data.spec.name == "svhn" and data.spec.mirror is False and data.spec.classes == tuple("0123456789")
+    assert data.test.labels.tolist() == list(range(10)), "the hub's digits are themselves"
+
+
+def test_svhn_without_scipy_names_the_extra(tmp_path, monkeypatch):
+    write_svhn(tmp_path / "svhn")
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with refused("potstill[audio]", by=MissingExtra):
+        load_dataset("svhn", data_dir=tmp_path)
+
+
 def test_damaged_or_foreign_mat_file_is_named(tmp_path):
     path = write_svhn(tmp_path / "svhn") / "train_32x32.mat"
     path.write_bytes(path.read_bytes()[:3000])

@@ -15,6 +15,11 @@ AUGMENTATION = {"image": "color_crop_cutout_flip_scale_rotate", "sound": "none"}
 FINGERPRINTS = ("fingerprint", "train_fingerprint", "test_fingerprint")
 
 
+def noun_of(modality: str) -> str:
+    """What one sample is called: an image, or a sample of sound."""
+    return "image" if modality == "image" else "sample"
+
+
 @dataclass(frozen=True)
 class DatasetSpec:
     """What everything else needs to know about a data set.
@@ -50,6 +55,10 @@ class DatasetSpec:
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def noun(self) -> str:
+        return noun_of(self.modality)
 
     @property
     def padding_value(self) -> float:

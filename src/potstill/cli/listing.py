@@ -14,6 +14,7 @@ from ..networks import NETWORKS, arguments_of
 from ..recipe import read_recipe, recipe_names
 from ..recipe.keys import Key, find_keys, keys_of, section_keys
 from ..run.paper import TABLES, read_plan, read_text
+from ..spec import noun_of
 
 
 def names(kind: str) -> dict[str, str]:
@@ -95,7 +96,7 @@ def _defaults(config: Any) -> list[Any]:
 def _facts(known: KnownSet) -> str:
     train, test = known.published
     licence = f", {known.licence}" if known.licence else ""
-    return f"{len(known.classes)} classes, {train} training and {test} test images{licence}"
+    return f"{len(known.classes)} classes, {train} training and {test} test {noun_of(known.modality)}s{licence}"
 
 
 def _first_line(entry: Any) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, UsageError
-from ..spec import DatasetSpec, LabelledDataset, Split
+from ..spec import DatasetSpec, LabelledDataset, Split, noun_of
 from .holdout import holdout_split
 from .layout import exact_bytes, resize, scaled, source_range, to_images
 from .measure import channel_statistics, fingerprint, split_fingerprint
@@ -188,7 +188,8 @@ def _one_scale(raw: RawDataset, train: Split, test: Split) -> tuple[Split, Split
 def _compare_with_published(raw: RawDataset, train: Split, test: Split) -> None:
     found = (len(train), len(test))
     if raw.published and found != raw.published:
-        logger.warning("%s: %d + %d images found, the published set has %d + %d", raw.name, *found, *raw.published)
+        noun = noun_of(raw.modality)
+        logger.warning("%s: %d + %d %ss found, the published set has %d + %d", raw.name, *found, noun, *raw.published)
 
 
 def _statistics(raw: RawDataset, images: Tensor, normalisation: str) -> Statistics:

@@ -7,6 +7,7 @@ import re
 import shlex
 from base64 import b64encode
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +16,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from ..errors import DataError
 from ..files import write_atomically
 from ..sets.export.pictures import image_grid, png
+from ..sets.export.wav import is_playable, sounds, wav_bytes
 from ..sets.synthetic import SyntheticSet
 from .cost import CostCurve, cost_curves
 from .curves import cost_figure, loss_curves
 from .read import RunRecord, collect, marked
 from .rows import FULL_DATA_ROW, group_runs, make_rows
-from .tables import shown_table
+from .tables import noun, shown_table
 from .words import describe_missing, describe_protocol, describe_results, describe_runs, describe_title
 
 #: Rows of a picture; a page with more would be slow to open.
@@ -30,13 +32,17 @@ _INK = "#7f7f7f"
 
 
 class Picture(NamedTuple):
-    """A grid of images with its caption. `data` is a base64 PNG; `alt` is read where it cannot be seen."""
+    """A grid of images with its caption. `data` is a base64 PNG; `alt` is read where it cannot be seen.
+
+    Of sound there is a clip for each class: its name, and a base64 WAV.
+    """
 
     caption: str
     alt: str
     data: str
     width: int
     height: int
+    clips: tuple[tuple[str, str], ...] = ()
 
 
 class CurveFigure(NamedTuple):
@@ -89,6 +95,7 @@ def render_report(records: Sequence[RunRecord]) -> str:
         missing=[line for record in records for line in describe_missing(record)],
         pictures=[picture for record in shown for picture in _pictures(record, _label(record, shown))],
         classes=_classes(shown),
+        nouns=" and ".join(dict.fromkeys(map(noun, shown))),
         most_classes=MOST_CLASSES,
         full_data=any(row.method == FULL_DATA_ROW for row in rows),
         curves=[
@@ -156,8 +163,19 @@ def _pictures(record: RunRecord, label: str) -> list[Picture]:
 def _picture(synthetic: SyntheticSet, caption: str) -> Picture:
     grid = image_grid(synthetic, max_classes=MOST_CLASSES, ink=_INK, paper=None)
     count = min(len(synthetic.classes), MOST_CLASSES)
-    alt = f"{caption}: a row of images for each of {count} classes"
-    return Picture(caption, alt, b64encode(png(grid)).decode(), grid.width, grid.height)
+    alt = f"{caption}: a row of {synthetic.spec.noun}s for each of {count} classes"
+    return Picture(caption, alt, b64encode(png(grid)).decode(), grid.width, grid.height, _clips(synthetic))
+
+
+def _clips(synthetic: SyntheticSet) -> tuple[tuple[str, str], ...]:
+    """The first sample of each class to listen to; none where samples are no sound, or of another front end."""
+    if not is_playable(synthetic.spec):
+        return ()
+    few = replace(synthetic, images=synthetic.images[:MOST_CLASSES], classes=synthetic.classes[:MOST_CLASSES])
+    names = (synthetic.spec.classes[cls] for cls in few.classes)
+    return tuple(
+        (name, b64encode(wav_bytes(wave)).decode()) for name, (wave,) in zip(names, sounds(few, 1), strict=True)
+    )
 
 
 def _same(one: SyntheticSet, other: SyntheticSet) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..escape import csv_cell, latex, markdown, one_line
 from ..scores import percent_text
+from ..spec import noun_of
 from .read import RunRecord
 from .rows import Row, make_rows
 
@@ -75,7 +76,7 @@ def accuracy_text(row: Row) -> str:
 
 def noun(item: Row | RunRecord) -> str:
     """What the data set is of."""
-    return "images" if item.modality == "image" else "samples"
+    return f"{noun_of(item.modality)}s"
 
 
 def _scored_on(row: Row) -> str:

@@ -14,6 +14,8 @@ from ..synthetic import SyntheticSet
 
 #: Licences that the hub knows by an identifier, among those of common data sets.
 LICENCES = {"mit", "apache-2.0", "cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0"}
+#: As the hub calls them.
+TASKS = {"image": "image-classification", "sound": "audio-classification"}
 SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"))
 
 
@@ -38,7 +40,7 @@ def dataset_card(synthetic: SyntheticSet, facts: Mapping[str, Any], clipped: flo
 
 
 def _title(synthetic: SyntheticSet) -> str:
-    return f"{synthetic.spec.name} in {synthetic.ipc} image{'s' * (synthetic.ipc > 1)} per class"
+    return f"{synthetic.spec.name} in {synthetic.ipc} {synthetic.spec.noun}{'s' * (synthetic.ipc > 1)} per class"
 
 
 def _front_matter(synthetic: SyntheticSet) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def _front_matter(synthetic: SyntheticSet) -> dict[str, Any]:
     return {
         "pretty_name": _title(synthetic),
         **_licence(synthetic.spec.licence),
-        "task_categories": ["image-classification"],
+        "task_categories": [TASKS[synthetic.spec.modality]],
         "size_categories": [size],
         "tags": ["dataset-distillation", "potstill"],
         "configs": [
@@ -79,10 +81,10 @@ def _properties(synthetic: SyntheticSet) -> Iterable[tuple[str, str]]:
     yield "method", facts.pop("method", "not known")
     yield "seed", facts.pop("seed", "not known")
     yield from facts.items()
-    yield "stored images per class (IPC)", str(synthetic.ipc)
+    yield f"stored {spec.noun}s per class (IPC)", str(synthetic.ipc)
     if synthetic.factor:
         rows, columns = synthetic.factor
-        tiles = f"each stored image holds {rows * columns} samples, enlarged bilinearly"
+        tiles = f"each stored {spec.noun} holds {rows * columns} samples, enlarged bilinearly"
         yield "factor", f"{rows} x {columns}" + (f": {tiles}" if rows * columns > 1 else "")
     else:
         yield "parameterisation", synthetic.way.describe()
@@ -123,6 +125,9 @@ def _training(synthetic: SyntheticSet) -> str:
     spec = synthetic.spec
     channels, height, width = spec.shape
     mirror = "left-right flips" if spec.mirror else "but no left-right flips, which change the label here"
+    advice = f"strong augmentation: colour, crops, scaling, rotation,\n{mirror}"
+    if spec.modality == "sound":
+        advice = "none of the augmentation\nthat images get: these are log spectrograms, frequency (low first) by time"
     return f"""```python
 import numpy as np
 import torch
@@ -137,7 +142,7 @@ images = (value - mean[:, None, None]) / std[:, None, None]
 labels = torch.tensor(rows["label"])
 ```
 
-The exact set is a torch `Dataset` of such images and labels, decoded and normalised:
+The exact set is a torch `Dataset` of such {spec.noun}s and labels, decoded and normalised:
 
 ```python
 from potstill.sets.synthetic import SyntheticSet
@@ -145,8 +150,8 @@ from potstill.sets.synthetic import SyntheticSet
 train = SyntheticSet.load("path/to/this/folder")
 ```
 
-So few images need many epochs, 1000 and more, and strong augmentation: colour, crops, scaling, rotation,
-{mirror}. Normalise test images with the same mean and std."""
+So few {spec.noun}s need many epochs, 1000 and more, and {advice}.
+Normalise test {spec.noun}s with the same mean and std."""
 
 
 def _accuracy(facts: Mapping[str, Any]) -> str:

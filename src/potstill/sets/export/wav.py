@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UsageError
+from ...spec import DatasetSpec
 from ...spectrogram import RATE, SIDE, waves
 from ..synthetic import SyntheticSet
 from .base import EXPORTS, Form
@@ -24,16 +25,25 @@ def to_wav(synthetic: SyntheticSet, facts: Mapping[str, Any]) -> dict[str, bytes
         UsageError: a set that is not of sound in this package's spectrograms.
     """
     spec = synthetic.spec
-    if spec.modality != "sound" or spec.shape != (1, SIDE, SIDE):
+    if not is_playable(spec):
         raise UsageError(f"wav: {spec.name} is of {spec.modality} {spec.shape}, expected sound (1, {SIDE}, {SIDE})")
     folders = folder_names(spec.classes)
-    samples = spec.to_source(synthetic.decoded().images)
-    by_class = waves(samples).reshape(len(synthetic.classes), -1, RATE)
     return {
         f"{folders[cls]}/{number:04}.wav": wav_bytes(sound)
-        for cls, sounds in zip(synthetic.classes, by_class, strict=True)
-        for number, sound in enumerate(sounds)
+        for cls, clips in zip(synthetic.classes, sounds(synthetic), strict=True)
+        for number, sound in enumerate(clips)
     }
+
+
+def is_playable(spec: DatasetSpec) -> bool:
+    """Whether samples are spectrograms of this package, which there is a way back from."""
+    return spec.modality == "sound" and spec.shape == (1, SIDE, SIDE)
+
+
+def sounds(synthetic: SyntheticSet, per_class: int | None = None) -> Tensor:
+    """Waves `(K, N, 16000)` of the first decoded samples of each class, of all where None."""
+    samples = synthetic.spec.to_source(synthetic.samples()[:, :per_class])
+    return waves(samples.flatten(0, 1)).reshape(*samples.shape[:2], RATE)
 
 
 def wav_bytes(sound: Tensor) -> bytes:
