@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from potstill.run.signals import giving_up, stop_requests
+from potstill.errors import Interrupted
+from potstill.run.signals import giving_up, interruptible, stop_requests
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="there are no alarms here")
 
@@ -41,3 +42,17 @@ def test_after_a_signal_an_alarm_gives_the_step_up_and_is_the_callers_again_at_t
         assert stopping() and len(reached) == 1
     signal.raise_signal(signal.SIGALRM)
     assert heard == [signal.SIGALRM]
+
+
+def test_a_signal_is_no_failure_of_what_runs_when_it_comes() -> None:
+    def decode() -> None:  # as the libraries that we call, and our own readers
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception as error:
+            raise ValueError("cannot be decoded") from error
+
+    with pytest.raises(Interrupted, match="what is finished of the work is kept"), interruptible("the work"):
+        decode()
+    with pytest.raises(Interrupted, match="interrupted twice"), stop_requests(lambda _: None):
+        signal.raise_signal(signal.SIGINT)
+        decode()

@@ -17,6 +17,11 @@ class GivenUp(BaseException):
     """A step did not end in time. Not an `Exception`: what a step calls must not take it for an error of its own."""
 
 
+class Stopped(BaseException):
+    """A block ends at once; `Interrupted` from its end on. Not an `Exception` before: a compiler, a decoder of pictures
+    or the user's own network would be told to have failed."""
+
+
 @contextmanager
 def stop_requests(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     """Collect SIGINT and SIGTERM; the block asks whether one came, and finishes its step first if that does not last.
@@ -25,12 +30,13 @@ def stop_requests(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
         say: told at once that the signal was heard.
     Raises:
         GivenUp: see `giving_up`.
+        Interrupted: by a second signal.
     """
     asked: list[int] = []
 
     def ask(number: int, _frame: Any) -> None:
         if asked:  # a second one does not wait
-            raise Interrupted("interrupted twice: stopped at once, the last snapshot stays")
+            raise Stopped
         asked.append(number)
         alarms.enter_context(_handlers(give_up, _ALARMS))  # until now an alarm is the caller's own
         say("interrupted: one moment, the step is finished or given up; once more to stop at once")
@@ -47,6 +53,8 @@ def stop_requests(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     with ExitStack() as alarms, _handlers(ask):
         try:
             yield stopping
+        except Stopped:
+            raise Interrupted("interrupted twice: stopped at once, the last snapshot stays") from None
         finally:
             if asked:
                 _alarm_in(0)
@@ -78,10 +86,15 @@ def interruptible(kept: str) -> Iterator[None]:
     """
 
     def stop(_number: int, _frame: Any) -> None:
-        raise Interrupted(f"interrupted; what is finished of {kept} is kept, run the same command to go on")
+        raise Stopped
 
     with _handlers(stop):
-        yield
+        try:
+            yield
+        except Stopped:
+            raise Interrupted(
+                f"interrupted; what is finished of {kept} is kept, run the same command to go on"
+            ) from None
 
 
 @contextmanager
