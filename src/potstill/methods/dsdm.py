@@ -170,7 +170,7 @@ class DSDM(Method[DSDMState]):
 
     def passes(self, problem: Problem) -> int:
         pool, c = problem.require_pool(self.name), self.config
-        real = c.steps if c.real_statistics == "fresh" else len(pool) * c.bank.draws
+        real = c.steps if c.real_statistics == "fresh" else min(c.steps, len(pool) * c.bank.draws)
         remembered = int(c.history.weight > 0 and c.history.features != "step")
         synthetic = c.steps * min(problem.samples, c.synthetic_batch) * (2 + remembered)
         return len(problem.classes) * (synthetic + real * problem.batch_size(c.real_batch))

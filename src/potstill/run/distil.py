@@ -131,9 +131,12 @@ def _problem(
 
 def distilling_runtime(recipe: Recipe, method: Method[Any], data: LabelledDataset) -> Runtime:
     """What the recipe's choices come to for the distillation on this machine."""
-    pool = _untrained_pool(recipe, method)
-    passes = method.passes(bare_problem(recipe, data, Runtime(), pool, way=recipe.way()))
-    return recipe.runtime.resolve(passes=passes, side=data.spec.shape[1])
+    return recipe.runtime.resolve(passes=passes_of(recipe, method, data), side=data.spec.shape[1])
+
+
+def passes_of(recipe: Recipe, method: Method[Any], data: LabelledDataset) -> int:
+    """About how many samples pass a network in the whole distillation."""
+    return method.passes(bare_problem(recipe, data, Runtime(), _untrained_pool(recipe, method), way=recipe.way()))
 
 
 def _untrained_pool(recipe: Recipe, method: Method[Any]) -> Pool | None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -20,12 +21,12 @@ from ..files import default_cache
 from ..learning.fit import fit
 from ..learning.pool import Pool, untrained
 from ..machine.runtime import Runtime
-from ..methods import Problem, State
+from ..methods import Method, Problem, State
 from ..networks import build_network
 from ..recipe import Recipe
 from ..spec import LabelledDataset, Split
 from .ahead import Part
-from .distil import bare_problem, distilling_runtime
+from .distil import bare_problem, distilling_runtime, passes_of
 from .environment import forget_peak_memory, peak_memory_mb
 from .pretrain import missing_runs
 from .progress import Reporter
@@ -161,14 +162,16 @@ def timed(cell: Cell, data: LabelledDataset) -> Estimate:
     forget_peak_memory()
     if method.steps:
         problem = bare_problem(recipe, data, runtime, _pool(recipe, data, method.needs_pool))
-        state, seconds = _time_steps(method, problem, recipe.pool.networks)
+        state, seconds = _time_steps(method, problem, passes_of(recipe, method, data))
         seconds = min(seconds, recipe.budget.seconds)
     else:
         part = _part(data, PER_CLASS)
         problem = bare_problem(recipe, replace(data, train=part), runtime, _pool(recipe, data, method.needs_pool))
         started = time.perf_counter()
         state = method.init(problem)
-        seconds = (time.perf_counter() - started) * (len(data.train) / len(part) if method.needs_pool else 1)
+        seconds = time.perf_counter() - started
+        if passes := method.passes(problem):
+            seconds *= passes_of(recipe, method, data) / passes
     synthetic = method.result(problem, state)
     size = len(synthetic.to_bytes())
     state_size = sum(tensor.nbytes for tensor in state.to_tensors().values())
@@ -185,8 +188,11 @@ def timed(cell: Cell, data: LabelledDataset) -> Estimate:
     )
 
 
-def _time_steps(method: Any, problem: Problem, networks: int) -> tuple[State, float]:
-    """All steps, from a few; the first with each network may cost more (its features, or a graph's compilation)."""
+def _time_steps(method: Method[Any], problem: Problem, passes: int) -> tuple[State, float]:
+    """All steps, from a few: those after the first, which compiles, take as long as the samples that pass a network.
+
+    Not every step is like the first ones: a bank fills, a network in training is replaced by a new one.
+    """
     started = time.perf_counter()
     state = method.init(problem)
     laps = []
@@ -194,9 +200,16 @@ def _time_steps(method: Any, problem: Problem, networks: int) -> tuple[State, fl
         state, _metrics = method.step(problem, state)
         laps.append(time.perf_counter() - started)
         started = time.perf_counter()
-    ordinary = min(laps[1:], default=0.0)
-    other_network = max(laps[1:], default=0.0) - ordinary
-    return state, laps[0] + ordinary * (method.steps - 1) + other_network * (networks - 1)
+    first, *later = laps
+    if not later:
+        return state, first
+    in_one, in_all = (_passes_in(n, method, problem) for n in (1, len(laps)))
+    times = (passes - in_one) / (in_all - in_one) if in_all > in_one else (method.steps - 1) / len(later)
+    return state, first + median(later) * len(later) * times
+
+
+def _passes_in(steps: int, method: Method[Any], problem: Problem) -> int:
+    return type(method)(replace(method.config, steps=steps)).passes(problem)
 
 
 def _pool(recipe: Recipe, data: LabelledDataset, needed: bool) -> Pool | None:
