@@ -95,7 +95,7 @@ def style() -> Iterator[None]:
 
     settings = {"svg.hashsalt": "potstill", "svg.fonttype": "none", "font.size": 10, "lines.linewidth": 1.5}
     colours = {f"{part}.color": _INK for part in ("text", "xtick", "ytick", "grid")}
-    settings |= colours | {"axes.edgecolor": _INK, "axes.labelcolor": _INK, "grid.alpha": 0.2}
+    settings |= colours | {"axes.edgecolor": _INK, "axes.labelcolor": _INK, "axes.axisbelow": True, "grid.alpha": 0.2}
     with matplotlib.style.context(["default", settings]):
         yield
 
