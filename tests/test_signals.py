@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+import potstill
 from potstill.errors import Interrupted
 from potstill.run.signals import giving_up, interruptible, stop_requests
 
@@ -56,3 +61,20 @@ def test_a_signal_is_no_failure_of_what_runs_when_it_comes() -> None:
     with pytest.raises(Interrupted, match="interrupted twice"), stop_requests(lambda _: None):
         signal.raise_signal(signal.SIGINT)
         decode()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_torch_is_imported_waits_for_its_end(number: signal.Signals, tmp_path: Path) -> None:
+    """Torch's C++ part would end the process with a hundred lines; a stand-in says when it is there."""
+    (tmp_path / "torch.py").write_text(
+        "import time\nprint('begun', flush=True)\ntime.sleep(.3)\nprint('whole', flush=True)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(Path(potstill.__file__).parents[1])])
+    words = [sys.executable, "-m", "potstill", "list", "keys"]
+    environment = {**os.environ, "PYTHONPATH": path}
+    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout and child.stderr and child.stdout.readline() == "begun\n"
+        child.send_signal(number)
+        assert child.stdout.read() == "whole\n"
+        assert child.stderr.read().startswith("potstill: interrupted")
+        assert child.wait() == 130

@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from .. import _version
 from ..errors import Interrupted, PotstillError, RunError, UsageError, out_of_memory, printable
-from ..run.signals import interruptible
+from ..run.signals import held_back, interruptible
 from . import compare, distill, evaluate, export, list, pretrain, report, reproduce
 from .options import EXIT_CODES
 
@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if rest and not options.takes_keys:
                 raise UsageError(f"unexpected argument {rest[0]!r}: see potstill {options.verb} --help")
             options.keys = rest
+            with held_back():  # in the midst of its import torch answers a signal by ending the process
+                import torch  # noqa: F401
             options.run(options)
             sys.stdout.flush()  # here, where a full disk or a reader that left can still be answered
     except PotstillError as error:

@@ -98,6 +98,19 @@ def interruptible(kept: str) -> Iterator[None]:
 
 
 @contextmanager
+def held_back() -> Iterator[None]:
+    """SIGINT and SIGTERM wait until the block is over; processes started in it never see them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def _handlers(
     handler: Callable[[int, Any], None], numbers: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
 ) -> Iterator[None]:

@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from ...errors import PotstillError, RunError, UsageError, out_of_memory, reason
 from ...machine.runtime import Runtime
+from ..signals import held_back
 
 #: Processes start some ten seconds later and, on the processor where least was gained, save 5 to 8 % of the time
 #: (results/speed/side_by_side.json): below so many network passes (images of 32x32) a job is over sooner without them.
@@ -119,19 +120,11 @@ def _processes(work: Sequence[Work[Any]], runtime: Runtime) -> Iterator[dict[Con
 
 @contextmanager
 def signals_held_back() -> Iterator[None]:
-    """SIGINT and SIGTERM wait until the block is over; processes started in it never see them.
-
-    A terminal sends Ctrl-C to all of them, but it is this process that decides and ends the others.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
+    """Around a start: a terminal sends Ctrl-C to all processes, but it is this one that decides and ends the others."""
+    if hasattr(signal, "pthread_sigmask"):
+        resource_tracker.ensure_running()  # started with the first process, it would let the signals through again
+    with held_back():
         yield
-        return
-    resource_tracker.ensure_running()  # started with the first process, it would let the signals through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _receive(connection: Connection, process: BaseProcess) -> tuple[str, Any]:
