@@ -368,7 +368,7 @@ def test_whole_numbers_of_any_width_become_bytes(tmp_path):
         ({"y_train": np.arange(12) % 2 - 1}, ["label -1", "0 to 0"]),
         ({"y_train": np.arange(12) % 2 * 2}, ["class '1'", "no image"]),
         ({"y_train": np.arange(12) * 10**9}, ["label 11000000000"]),
-        ({"y_train": np.arange(12) % 2 / 2}, ["float64", "expected integers"]),
+        ({"y_train": np.arange(12) % 2 / 2}, ["label 0.5 at position 1", "expected whole numbers"]),
         ({"y_train": np.eye(12)}, ["shape (12, 12)", "expected integers of shape (N,)"]),
         ({"y_train": np.arange(11) % 2}, ["12 images but 11 labels"]),
         ({"x_train": np.zeros((0, 3, 8, 8)), "y_train": np.zeros(0, int)}, ["no labels"]),
@@ -442,6 +442,42 @@ def test_labels_may_be_names(tmp_path):
         data.spec.classes == ("cat", "dog")
         and data.train.labels.tolist() == [1, 0] * 6 == data.test.labels.tolist() * 2
     )
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float16, np.uint64, np.int8, bool])
+def test_labels_may_be_whole_numbers_of_any_type(tmp_path, kind):
+    data = load_dataset(write_npz(tmp_path / "own.npz", y_train=(noise(12)[1] % 2).astype(kind)))
+    assert data.train.labels.dtype == torch.int64 and data.train.labels.tolist() == [0, 1] * 6
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, lambda n: torch.tensor(float(n)), lambda n: torch.tensor([n > 0])])
+def test_labels_of_torch_items_may_be_whole_numbers_of_any_type(kind):
+    images, labels = noise(12)
+    data = load_dataset([(image, kind(label % 2)) for image, label in zip(torch.tensor(images), labels, strict=True)])
+    assert data.spec.num_classes == 2 and len(data.train) + len(data.test) == 12
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"), [(1.5, "1.5"), (np.nan, "nan"), (np.inf, "inf"), (1e300, "1e+300"), (2**63, str(2**63))]
+)
+def test_a_label_that_is_no_whole_number_is_named_with_its_place(tmp_path, wrong, found):
+    labels = noise(12)[1].astype(np.uint64 if isinstance(wrong, int) else np.float64)
+    labels[3] = wrong
+    with refused("own.npz", f"label {found} at position 3, expected whole numbers"):
+        load_dataset(write_npz(tmp_path / "own.npz", y_train=labels))
+
+
+def test_one_hot_rows_are_told_what_to_do(tmp_path):
+    with refused("own.npz", "of one-hot rows give the argmax"):
+        load_dataset(write_npz(tmp_path / "own.npz", y_train=np.eye(12)))
+
+
+def test_names_of_classes_may_be_bytes(tmp_path):
+    names = np.array([b"dog", b"cat"])
+    data = load_dataset(write_npz(tmp_path / "a.npz", y_train=names[noise(12)[1] % 2], y_test=names[noise(6)[1] % 2]))
+    assert data.spec.classes == ("cat", "dog")
+    with refused("b.npz", "bytes beyond ASCII"):
+        load_dataset(write_npz(tmp_path / "b.npz", y_train=np.array(["ä".encode()] * 12)))
 
 
 @pytest.mark.parametrize("shape", [(10**12, 32, 32), (12, 3, 8, 9)])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,8 +75,8 @@ def test_foreign_headers_are_one_line(read, header: str, file: Path) -> None:
 
 @pytest.mark.parametrize("read", [read_tensors, map_tensors])
 def test_a_folder_or_nothing_in_its_place_is_one_line(read, tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "gone"):
-        with pytest.raises(DataError, match="damaged thing"):
+    for path, found in ((tmp_path, "cannot be read (Is a directory)"), (tmp_path / "gone", "thing (no such file)")):
+        with pytest.raises(DataError, match=re.escape(found)):
             read(path, *ABOUT)
 
 
@@ -103,3 +105,19 @@ def test_the_checksum_is_the_hash_of_the_same_file_without_it(file: Path) -> Non
 def test_the_same_content_gives_the_same_bytes() -> None:
     backwards = dict(reversed(FACTS.items()))
     assert len({pack(TENSORS, facts) for facts in [FACTS, backwards] * 8}) == 1
+
+
+@pytest.mark.parametrize("read", [read_tensors, map_tensors])
+def test_a_file_that_cannot_be_read_is_not_called_damaged(
+    read: Any, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of another user's file; for root every file is readable."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(DataError) as caught:
+        read(file, *ABOUT)
+    assert str(caught.value) == f"{file}: cannot be read (Permission denied); check the file and its permissions"

@@ -78,6 +78,11 @@ def refuse_out_of_memory(error: Exception, what: str) -> None:
         ) from error
 
 
+def unreadable(path: object, error: OSError) -> DataError:
+    """For a file that is there and may be whole, but that this user, or this disk, does not give out."""
+    return DataError(f"{path}: cannot be read ({error.strerror or error}); check the file and its permissions")
+
+
 def _shortage(error: Exception) -> str | None:
     text = str(error)
     said = isinstance(error, (RuntimeError, OSError)) and _NO_MEMORY.search(text)

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev, variance
 from typing import Any
 
-from .errors import DataError
+from .errors import DataError, unreadable
 from .files import SCHEMA_VERSION
 
 #: What a field of a record may be, by its annotation.
@@ -89,7 +89,7 @@ class Score:
         try:
             return cls.from_json(json.loads(path.read_bytes().decode(errors="replace")))
         except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+            raise unreadable(path, error) from error
         except json.JSONDecodeError as error:
             raise DataError(
                 f"{path}, line {error.lineno}: not valid JSON ({error.msg}); delete it to evaluate again"

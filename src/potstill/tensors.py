@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from .errors import DataError, refuse_out_of_memory
+from .errors import DataError, refuse_out_of_memory, unreadable
 
 #: Where the checksum lies among the facts of a file.
 CHECKSUM = "checksum"
@@ -112,5 +112,7 @@ def _encoded(header: dict[str, Any]) -> bytes:
 
 def _damaged(path: Path, what: str, error: Exception, remedy: str) -> DataError:
     refuse_out_of_memory(error, str(path))
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        return unreadable(path, error)
     reason = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())[:200]
     return DataError(f"{path}: damaged {what} ({reason}); {remedy}")

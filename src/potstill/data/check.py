@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import MOST
 from ..errors import DataError, UsageError
 from ..spec import DatasetSpec, LabelledDataset, Split, noun_of
 from .holdout import holdout_split
@@ -83,19 +84,38 @@ def _numbered(split: RawSplit, classes: tuple[str, ...] | None) -> RawSplit:
     labels = np.asarray(split.labels)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.ndim != 1 or labels.dtype.kind not in "iuU":
+    if labels.ndim != 1 or labels.dtype.kind not in "biufSU":
+        one_hot = "; of one-hot rows give the argmax" if labels.ndim == 2 else ""
         raise DataError(
             f"{split.origin}: labels of type {labels.dtype} and shape {labels.shape}, expected integers of shape (N,) "
-            "or names of classes"
+            f"or names of classes{one_hot}"
         )
     if len(labels) == 0:
         raise DataError(f"{split.origin}: holds no labels, expected one per image")
-    if labels.dtype.kind != "U":
-        return replace(split, labels=labels.astype(np.int64), classes=split.classes or classes)
-    names, numbers = np.unique(labels, return_inverse=True)
+    if labels.dtype.kind not in "SU":
+        return replace(split, labels=_whole(labels, split.origin), classes=split.classes or classes)
+    names, numbers = np.unique(_text(labels, split.origin), return_inverse=True)
     logger.info("%s: labels are names, numbered in alphabetical order: %s", split.origin, ", ".join(names))
     named = replace(split, labels=numbers.astype(np.int64), classes=tuple(names.tolist()))
     return _in_order_of(named, classes) if classes else named
+
+
+def _whole(labels: np.ndarray, origin: str) -> np.ndarray:
+    """Numbers or truth values as int64; many files keep whole numbers as floats."""
+    wrong = np.zeros(len(labels), bool) if labels.dtype.kind in "bi" else ~(np.abs(labels.astype(np.float64)) < MOST)
+    if labels.dtype.kind == "f":
+        wrong |= labels != np.round(labels)
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise DataError(f"{origin}: label {labels[at]} at position {at}, expected whole numbers from 0 to classes - 1")
+    return labels.astype(np.int64)
+
+
+def _text(labels: np.ndarray, origin: str) -> np.ndarray:
+    try:
+        return labels.astype(str)
+    except UnicodeDecodeError:
+        raise DataError(f"{origin}: names of classes are bytes beyond ASCII, expected strings") from None
 
 
 def _in_order_of(split: RawSplit, classes: tuple[str, ...]) -> RawSplit:

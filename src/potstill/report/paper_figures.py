@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, unreadable
 from ..escape import figure as figure_text
 from ..run.paper_features import FEATURES
 from ..scores import Score, Scores
@@ -196,7 +196,9 @@ def read_features(table: str, places: Sequence[Path]) -> list[dict[str, Any]]:
         if path.is_file():
             try:
                 return json.loads(path.read_text(encoding="utf-8"))["cells"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except OSError as error:
+                raise unreadable(path, error) from error
+            except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{path}: damaged measurement ({error}); delete it and run the call again") from error
     return []
 

@@ -13,7 +13,7 @@ import yaml
 
 from ..data import known_set
 from ..data.records import KnownSet
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, unreadable
 from ..learning.augment import suited
 from ..methods import METHODS
 from ..run.score import stored_scores
@@ -250,7 +250,7 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8", errors="replace")
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise unreadable(path, error) from error
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], str]:

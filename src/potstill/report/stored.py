@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, unreadable
 from ..files import SCHEMA_VERSION
 from ..learning.pool import SCHEDULES
 from ..methods import METHODS
@@ -210,7 +210,9 @@ def _in_file(path: Path) -> list[StoredRun]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}); expected a {RECORDS} or results.json") from error
     if not isinstance(record, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(record).__name__}")

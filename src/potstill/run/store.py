@@ -34,7 +34,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from ..errors import DataError, Interrupted, PotstillError, RunError, UsageError, reason
+from ..errors import DataError, Interrupted, PotstillError, RunError, UsageError, reason, unreadable
 from ..files import SCHEMA_VERSION, expanded, sweep, write_atomically
 from ..networks import identity
 from ..sets.quantise import MOST_BITS
@@ -153,7 +153,9 @@ class RunStore:
         """
         try:
             text = self.config.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise unreadable(self.config, error) from error
+        except UnicodeDecodeError as error:
             raise DataError(f"{self.config}: cannot be read ({error}); {_RESTORE}") from error
         seal, _, rest = text.partition("\n")
         unsealed = not seal.startswith(_SEAL)
@@ -176,7 +178,9 @@ class RunStore:
             return {}
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError, RecursionError) as error:
+        except OSError as error:
+            raise unreadable(path, error) from error
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}: damaged JSON ({error}); {_LOST}") from error
         if not isinstance(record, dict):
             raise DataError(f"{path}: damaged JSON (a {type(record).__name__}, expected values by name); {_LOST}")

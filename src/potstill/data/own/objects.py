@@ -110,11 +110,12 @@ def _class_names(dataset: Any) -> tuple[str, ...] | None:
 
 
 def _label(label: Any, origin: str) -> int | str:
-    """An integer, alone or in an array of one; or the name of a class."""
+    """A whole number, alone or in an array of one, as a float too; or the name of a class."""
     if isinstance(label, str):
         return label
     try:
-        return operator.index(label.item() if getattr(label, "shape", ()) == (1,) else label)
+        number = label.item() if getattr(label, "shape", None) in ((), (1,)) else label
+        return int(number) if isinstance(number, float) and number.is_integer() else operator.index(number)
     except TypeError:
         raise DataError(f"{origin}: label {label!r} of type {type(label).__name__}, expected an integer") from None
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import DataError, UsageError, refuse_out_of_memory
+from ...errors import DataError, UsageError, refuse_out_of_memory, unreadable
 from ...spec import DatasetSpec, normalise
 from ..parameterisations.tiles import Factor, check_factor
 from ..synthetic import SyntheticSet
@@ -129,7 +129,7 @@ def _load(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         refuse_out_of_memory(error, str(path))
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
+        raise unreadable(path, error) from error
     except Exception as error:  # damaged files fail in many ways, refused ones as UnpicklingError
         refuse_out_of_memory(error, str(path))
         # Not torch's own words: they advise to load the file without protection.
