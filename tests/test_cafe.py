@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,15 +14,16 @@ from torch import Tensor
 
 from potstill.errors import UsageError
 from potstill.learning import extractor as extractor_module
-from potstill.learning.augment import Strategy, apply
+from potstill.learning.augment import Draw, Strategy, apply
 from potstill.learning.extractor import Extractor
 from potstill.learning.inner import epoch_of
 from potstill.learning.optim import Descent
+from potstill.machine import compiler
 from potstill.machine.runtime import Runtime
 from potstill.methods import METHODS, Problem
 from potstill.methods.cafe import CAFE, CAFEDSA, CAFEConfig, CAFEDSAConfig
 from potstill.networks import NETWORKS, build_network
-from potstill.seeding import derive
+from potstill.seeding import derive, generator
 from potstill.sets.parameterisations import Parameterisation
 from potstill.sets.parameterisations.dct import DCT
 from potstill.sets.parameterisations.half_chroma import HalfChroma
@@ -208,6 +211,32 @@ def levels(data: LabelledDataset, chunk: int) -> tuple[Tensor, Tensor]:
     found = extractor.levels(problem.fresh_network(0), samples, draw)
     value = torch.stack([mean.square().sum() for mean in found.means]).sum() + found.features.square().sum()
     return value.detach(), torch.autograd.grad(value, samples)[0]
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.compile walks into deprecated corners of torch and hides them itself
+def test_the_network_is_compiled_once_for_all_operations(
+    toy_colour: LabelledDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With and without a gradient; only the small graphs of the view are one for each operation."""
+    with_network: list[bool] = []
+
+    def counting(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Callable[..., Any]:
+        with_network.append(any("conv" in str(node.target) for node in graph.graph.nodes))
+        return graph.forward
+
+    monkeypatch.setattr(
+        compiler, "compiled", lambda f: torch.compile(f, dynamic=False, fullgraph=True, backend=counting)
+    )
+    torch._dynamo.reset()
+    spec = toy_colour.spec
+    runtime = Runtime(compile=True, chunk=8)
+    extractor = Extractor(build_network("convnet:width=4", spec, 0), spec, runtime)
+    weights, row = extractor.network.state_dict(), Draw.row(generator(0, "augment"))
+    for operation in ("color", "cutout"):
+        for samples in (torch.rand(1, 8, 3, 16, 16), torch.rand(1, 8, 3, 16, 16, requires_grad=True)):
+            extractor.levels(weights, samples, Draw((operation,), row))
+    assert with_network.count(True) == 2
+    assert with_network.count(False) == 2 * 2
 
 
 def test_levels_are_the_same_in_chunks_and_computed_again(toy_colour: LabelledDataset, monkeypatch: pytest.MonkeyPatch):

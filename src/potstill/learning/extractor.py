@@ -63,6 +63,8 @@ class Extractor:
         self.shape = spec.shape
         self._present: Weights | None = None
         self._embed_chunk = runtime.compiled(self._embed_one_chunk)
+        # In two graphs: a method that draws one operation a step would compile the network once for each of them.
+        self._see = runtime.compiled(self.view.__call__)
         self._levels_chunk = runtime.compiled(self._levels_of_one_chunk)
 
     def embed(self, weights: Weights, samples: Tensor, draw: Draw) -> Tensor:
@@ -116,7 +118,7 @@ class Extractor:
         size = self.runtime.chunk_of(len(samples))
         for (x, uniform, part), filled in chunks(size, samples.to(device), draw.uniform.to(device), share):
             part = F.pad(part[:filled], (0, 0, 0, size - filled))  # what fills the last chunk up weighs nothing
-            *sums, found = look(x, draw.operations, uniform, part)
+            *sums, found = look(self._see(x, draw.operations, uniform), part)
             means = [a + b for a, b in zip(means, sums, strict=True)] if means else sums
             features.append(found[:filled])
         return means, torch.cat(features)
@@ -129,11 +131,8 @@ class Extractor:
             look = _in_returned_memory(look)
         return partial(checkpoint, look, use_reentrant=False) if torch.is_grad_enabled() else look
 
-    def _levels_of_one_chunk(
-        self, samples: Tensor, operations: tuple[str, ...], uniform: Tensor, share: Tensor
-    ) -> tuple[Tensor, ...]:
-        """Sums of maps weighted by `share` `(B, K)`, one `(K, C, H, W)` for each level, and features `(B, D)`."""
-        x = self.view(samples, operations, uniform)
+    def _levels_of_one_chunk(self, x: Tensor, share: Tensor) -> tuple[Tensor, ...]:
+        """Of samples as networks see them: sums of maps weighted by `share` `(B, K)`, by level, and features `(B, D)`."""
         with self.runtime.autocast():
             maps = self.network.maps(x)
             features = self.network.embed_map(maps[-1].after).float()
