@@ -132,7 +132,7 @@ class Extractor:
         return partial(checkpoint, look, use_reentrant=False) if torch.is_grad_enabled() else look
 
     def _levels_of_one_chunk(self, x: Tensor, share: Tensor) -> tuple[Tensor, ...]:
-        """Of samples as networks see them: sums of maps weighted by `share` `(B, K)`, by level, and features `(B, D)`."""
+        """Of seen samples: sums of maps by `share` `(B, K)`, `(K, C, H, W)` for each level, and features `(B, D)`."""
         with self.runtime.autocast():
             maps = self.network.maps(x)
             features = self.network.embed_map(maps[-1].after).float()
