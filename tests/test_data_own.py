@@ -1,5 +1,6 @@
 """One's own data: folders of pictures, .npz files, torch and Hugging Face data sets, and the checks all share."""
 
+import errno
 import io
 import json
 import os
@@ -465,6 +466,18 @@ def test_a_label_that_is_no_whole_number_is_named_with_its_place(tmp_path, wrong
     labels[3] = wrong
     with refused("own.npz", f"label {found} at position 3, expected whole numbers"):
         load_dataset(write_npz(tmp_path / "own.npz", y_train=labels))
+
+
+def test_a_place_that_cannot_be_looked_into_is_one_line(tmp_path, monkeypatch):
+    with refused("x" * 300, "cannot be read (File name too long)"):
+        load_dataset("x" * 300 + ".npz")
+
+    def refuse(path):  # as of a folder without permission; for root there is none
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with refused(tmp_path, "cannot be read (Permission denied); check the file and its permissions"):
+        load_dataset(tmp_path)
 
 
 def test_one_hot_rows_are_told_what_to_do(tmp_path):

@@ -22,7 +22,7 @@ def add_parser(verbs: Any) -> None:
     parser = shared.add_verb(verbs, "distill", run, "distil a data set into a run folder", takes_keys=True)
     shared.add_recipe(parser)
     shared.add_key(parser, "--method", "method.name", metavar="NAME", help="see potstill list methods")
-    shared.add_key(parser, "--ipc", "ipc", type=int, help="stored images per class")
+    shared.add_key(parser, "--ipc", "ipc", type=shared.whole, help="stored images per class")
     shared.add_factor(parser)
     parser.add_argument("--out", type=shared.place, metavar="DIR", help="the run's folder")
     parser.add_argument("--resume", nargs="?", const=True, metavar="DIR", help="go on with the run in DIR (or --out)")

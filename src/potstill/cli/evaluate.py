@@ -19,7 +19,7 @@ def add_parser(verbs: Any) -> None:
         "set", type=shared.place, help="run folder, distilled.safetensors, or a .pt of another code base"
     )
     shared.add_told(parser)
-    parser.add_argument("--seed", type=int, help="of the evaluation networks")
+    parser.add_argument("--seed", type=shared.whole, help="of the evaluation networks")
     parser.add_argument("--out", type=shared.place, help="folder for the scores (default: the run folder)")
     shared.add_evaluation(parser)
     shared.add_places(parser)

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import NoReturn
 
 from .. import _version
 from ..errors import Interrupted, PotstillError, RunError, UsageError, out_of_memory, printable
@@ -86,8 +87,14 @@ def _one_line(record: logging.LogRecord) -> bool:
     return True
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as for every other mistake, in place of all options and the message below them."""
+        self.exit(UsageError.exit_code, f"potstill: {printable(message)}; see {self.prog} --help\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="potstill",
         description="Distil a labelled data set into a tiny synthetic one that trains networks almost as well.",
         epilog=EXIT_CODES,

@@ -65,9 +65,9 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         help="recipe file, or the name of a shipped one (potstill list recipes); of several, later ones win key by key",
     )
     add_key(parser, "--dataset", "data.name", metavar="NAME|PATH", help="a known name, a folder of images or an .npz")
-    add_key(parser, "--size", "data.size", type=int, help="side that images of a folder are brought to")
+    add_key(parser, "--size", "data.size", type=whole, help="side that images of a folder are brought to")
     add_key(parser, "--mirror", "data.mirror", type=truth, metavar="true|false", help="mirror images keep their label")
-    add_key(parser, "--seed", "seed", type=int, help="root of all random draws")
+    add_key(parser, "--seed", "seed", type=whole, help="root of all random draws")
     add_key(parser, "--fidelity", "fidelity", metavar="NAME", help="paper, code or potstill: see docs/fidelity.md")
 
 
@@ -81,7 +81,7 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
         "distilling time of a run, pool excluded; then its set is finished as it stands, also where a decay of the "
         "learning rate has not come to its end. With --parameterisation auto half of it is the search's"
     )
-    add_key(parser, "--budget-minutes", "budget.minutes", type=float, metavar="M", help=text)
+    add_key(parser, "--budget-minutes", "budget.minutes", type=number, metavar="M", help=text)
 
 
 def add_keep_snapshots(parser: argparse.ArgumentParser, text: str) -> None:
@@ -91,7 +91,7 @@ def add_keep_snapshots(parser: argparse.ArgumentParser, text: str) -> None:
 def add_told(parser: argparse.ArgumentParser) -> None:
     """What the user says of a set whose file does not say it: a `.pt` of another code base."""
     parser.add_argument("--dataset", metavar="NAME|PATH", help="the data set, where the set's file does not say")
-    add_key(parser, "--size", "data.size", type=int, help="side that images of a folder were brought to")
+    add_key(parser, "--size", "data.size", type=whole, help="side that images of a folder were brought to")
     parser.add_argument("--factor", type=factor, metavar="F|R,C", help="factor of a .pt set")
     text = "whether a .pt set holds normalised images (default: as scripts of its form do)"
     parser.add_argument("--normalised", type=truth, metavar="true|false", help=text)
@@ -118,19 +118,19 @@ def add_places(parser: argparse.ArgumentParser) -> None:
 def add_runtime(parser: argparse.ArgumentParser) -> None:
     add_key(parser, "--device", "runtime.device", help="auto, cpu, cuda, cuda:N or mps")
     add_key(parser, "--precision", "runtime.precision", choices=["auto", "fp32", "bf16"])
-    add_key(parser, "--threads", "runtime.threads", type=int, help="threads on a CPU")
+    add_key(parser, "--threads", "runtime.threads", type=whole, help="threads on a CPU")
     add_key(parser, "--compile", "runtime.compile", type=auto_or_truth, metavar="auto|true|false", help="torch.compile")
 
 
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
     text = "networks to train at the same time (default: settled by the threads)"
     add_key(parser, "--network", "evaluation.network", help="evaluation network (potstill list networks)")
-    add_key(parser, "--nets", "evaluation.nets", type=int, help="networks to train on the set")
+    add_key(parser, "--nets", "evaluation.nets", type=whole, help="networks to train on the set")
     add_key(parser, "--protocol", "evaluation.protocol", help="see potstill list protocols")
-    add_key(parser, "--epochs", "evaluation.epochs", type=int, help="of the protocol; the row says so")
+    add_key(parser, "--epochs", "evaluation.epochs", type=whole, help="of the protocol; the row says so")
     add_key(parser, "--at-once", "evaluation.at_once", type=count, metavar="N", help=text)
     text = "also score the set with its stored numbers (not the decoded samples) rounded to N bits each, 1 to 8"
-    add_key(parser, "--stored-bits", "evaluation.stored_bits", type=int, choices=range(1, 9), metavar="N", help=text)
+    add_key(parser, "--stored-bits", "evaluation.stored_bits", type=whole, choices=range(1, 9), metavar="N", help=text)
     text = "the same as --stored-bits 8"
     add_key(parser, "--eight-bit", "evaluation.stored_bits", action="store_const", const=8, help=text)
 
@@ -267,6 +267,20 @@ def names(text: str) -> list[str]:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r}: names separated by commas")
     return found
+
+
+def whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: need a whole number") from None
+
+
+def number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: need a number") from None
 
 
 def count(text: str) -> int:

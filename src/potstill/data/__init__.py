@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, refuse_out_of_memory, unreadable
 from ..files import expanded
 from ..spec import LabelledDataset
 from .check import finish
@@ -73,7 +73,11 @@ def load_dataset(
         raise UsageError(f"holdout={holdout!r}: need a fraction between 0 and 1")
     if not isinstance(seed, int):
         raise UsageError(f"seed={seed!r}: need a whole number")
-    raw = _read(source, expanded(data_dir) if data_dir else default_data_dir(), download, size)
+    try:
+        raw = _read(source, expanded(data_dir) if data_dir else default_data_dir(), download, size)
+    except OSError as error:  # of a place that may not be looked into, or has no name that a disk can have
+        refuse_out_of_memory(error, str(source))
+        raise unreadable(error.filename or source, error) from error
     return finish(raw, normalisation=normalisation, holdout=holdout, size=size, mirror=mirror, seed=seed)
 
 
