@@ -1021,7 +1021,9 @@ def test_scores_of_two_sets_in_one_run_are_refused(make_run: MakeRun):
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("a: 1\nb: [", "line 2: not valid YAML"),
+        ("a: 1\nb: [", "not valid YAML .*line 2"),
+        ("[" * 20_000, "nested too deeply"),
+        ("a: &a [1]\nb: *a", "aliases such as"),
         ("- 1", "data.name is None"),
         ("{data: {name: x}, method: dsdm, ipc: 1}", "method.name is None"),
         ("{data: {name: x}, method: {name: y}, ipc: many}", "ipc is 'many'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,10 @@ from filelock import FileLock
 from potstill.errors import DataError, PotstillError, RunError, UsageError
 from potstill.files import ASIDE
 from potstill.run.store import MetricsLog, RunStore
+from potstill.scores import Score
 from potstill.sets.synthetic import SyntheticSet
 from potstill.spec import LabelledDataset
+from potstill.tensors import map_tensors
 
 
 @pytest.fixture
@@ -253,6 +256,26 @@ def test_a_folder_in_place_of_json_is_one_line(store: RunStore) -> None:
     (store.root / "times.json").mkdir(parents=True)
     with pytest.raises(DataError, match=r"times\.json: cannot be read \(Is a directory\); check the file and its"):
         store.read_json("times.json")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes here")
+def test_pipes_in_place_of_a_runs_files_are_not_waited_for(store: RunStore, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for name in ("config.yaml", "times.json", "state/snapshot.safetensors", "metrics.jsonl"):
+        (store.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (store.root / name).hardlink_to(pipe)
+    reads = [
+        store.read_config,
+        lambda: store.read_json("times.json"),
+        store.read_snapshot,
+        lambda: MetricsLog(store.metrics, 3),
+        lambda: Score.read(pipe),
+        lambda: map_tensors(pipe, "thing", "make it again"),
+    ]
+    for read in reads:
+        with pytest.raises(DataError, match="is a pipe or a device, expected a file"):
+            read()
 
 
 def test_taking_up_a_run_sweeps_what_killed_writes_left_in_its_folders(store: RunStore) -> None:

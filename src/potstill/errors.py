@@ -6,6 +6,7 @@ Every message names the value found, what would be valid and the remedy, in one 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 
 class PotstillError(Exception):
@@ -81,6 +82,12 @@ def refuse_out_of_memory(error: Exception, what: str) -> None:
 def unreadable(path: object, error: OSError) -> DataError:
     """For a file that is there and may be whole, but that this user, or this disk, does not give out."""
     return DataError(f"{path}: cannot be read ({error.strerror or error}); check the file and its permissions")
+
+
+def refuse_pipes(path: Path) -> None:
+    """Raises DataError for what is there but neither a file nor a folder: reading it would wait for ever."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path}: is a pipe or a device, expected a file: remove it or give another")
 
 
 def _shortage(error: Exception) -> str | None:

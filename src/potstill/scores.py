@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev, variance
 from typing import Any
 
-from .errors import DataError, unreadable
+from .errors import DataError, refuse_pipes, unreadable
 from .files import SCHEMA_VERSION
 
 #: What a field of a record may be, by its annotation.
@@ -86,6 +86,7 @@ class Score:
         Raises:
             DataError: missing, damaged, or something else than a score; the message names file and line.
         """
+        refuse_pipes(path)
         try:
             return cls.from_json(json.loads(path.read_bytes().decode(errors="replace")))
         except OSError as error:

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from .errors import DataError, refuse_out_of_memory, unreadable
+from .errors import DataError, refuse_out_of_memory, refuse_pipes, unreadable
 
 #: Where the checksum lies among the facts of a file.
 CHECKSUM = "checksum"
@@ -51,6 +51,7 @@ def read_tensors(path: Path, what: str, remedy: str) -> tuple[Tensors, Facts]:
     Raises:
         DataError: missing, not such a file, or any bit of it is another than was written.
     """
+    refuse_pipes(path)
     try:
         content = path.read_bytes()
         facts = _verified(content)
@@ -61,6 +62,7 @@ def read_tensors(path: Path, what: str, remedy: str) -> tuple[Tensors, Facts]:
 
 def map_tensors(path: Path, what: str, remedy: str) -> tuple[Tensors, Facts]:
     """`read_tensors`, in memory that belongs to the file: the system can drop it at need."""
+    refuse_pipes(path)
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             facts = _verified(content)

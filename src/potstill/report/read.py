@@ -9,13 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..data import known_set
 from ..data.records import KnownSet
-from ..errors import DataError, UsageError, unreadable
+from ..errors import DataError, UsageError, refuse_pipes, unreadable
 from ..learning.augment import suited
 from ..methods import METHODS
+from ..recipe.text import from_yaml
 from ..run.score import stored_scores
 from ..run.store import FULL_DATA, RunStore
 from ..scores import Score
@@ -247,6 +246,7 @@ def joined(values: Iterable[str]) -> str:
 
 
 def _read_text(path: Path) -> str:
+    refuse_pipes(path)
     try:
         return path.read_bytes().decode("utf-8", errors="replace")
     except OSError as error:
@@ -258,11 +258,9 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
         raise DataError(f"{path.parent}: not a run folder; expected a config.yaml in it")
     text = _read_text(path)
     try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
-        raise DataError(f"{path}, line {line}: not valid YAML; restore the recipe that the run was made by") from error
+        config = from_yaml(text)
+    except ValueError as error:
+        raise DataError(f"{path}: not valid YAML ({error}); restore the recipe that the run was made by") from error
     for keys, kind in ((("data", "name"), str), (("method", "name"), str), (("ipc",), int)):
         value = config
         for key in keys:

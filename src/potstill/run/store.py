@@ -34,7 +34,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from ..errors import DataError, Interrupted, PotstillError, RunError, UsageError, reason, unreadable
+from ..errors import DataError, Interrupted, PotstillError, RunError, UsageError, reason, refuse_pipes, unreadable
 from ..files import SCHEMA_VERSION, expanded, sweep, write_atomically
 from ..networks import identity
 from ..sets.quantise import MOST_BITS
@@ -151,6 +151,7 @@ class RunStore:
         Raises:
             DataError: it cannot be read, or is not what was written.
         """
+        refuse_pipes(self.config)
         try:
             text = self.config.read_text(encoding="utf-8")
         except OSError as error:
@@ -176,6 +177,7 @@ class RunStore:
         path = self.root / name
         if not path.exists():
             return {}
+        refuse_pipes(path)
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -329,6 +331,7 @@ def _cut_back(path: Path, steps_done: int) -> None:
     Raises:
         DataError: lines between the first and that of `steps_done` are damaged or missing.
     """
+    refuse_pipes(path)
     records = _leading_records(path, steps_done) if steps_done else []
     if steps_done and not path.exists():
         log.warning("%s: is gone; it goes on after step %d", path, steps_done)
