@@ -1,7 +1,7 @@
 """Draw accuracy against core-minutes from the curves of committed results.
 
-    python benchmarks/cost_figure.py results/ablation_cifar10_ipc10/full results/ablation_cifar10_ipc10/dsdm_bank \
-        --pool-minutes 25.5 --out docs/accuracy_against_cost.svg
+    python benchmarks/cost_figure.py results/ablation_cifar10_ipc10 --pool-minutes 25.5 \
+        --out docs/accuracy_against_cost.svg
 
 Runs whose pool came from another machine's cache say what it took there: `--pool-minutes` puts in its place what it
 takes where they ran.

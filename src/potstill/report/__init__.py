@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..sets.export.pictures import before_after, image_grid, save_preview
 from .cost import CostCurve, cost_curves
 from .curves import cost_figure, loss_curves
+from .keep import keep
 from .page import render_report, write_report
 from .read import RunRecord, collect, read_run
 from .rows import Row, make_rows
@@ -19,6 +20,7 @@ __all__ = [
     "cost_curves",
     "cost_figure",
     "image_grid",
+    "keep",
     "loss_curves",
     "make_rows",
     "read_run",

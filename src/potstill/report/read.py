@@ -1,20 +1,23 @@
-"""Run folders read back: what each says of its recipe, environment, times, losses, sets and scores."""
+"""Runs read back: what each says of its recipe, environment, times, losses, sets and scores.
+
+They lie in folders, or are entries of a `results.json` (`keep`), where a set may be missing and its facts are written.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..data import known_set
 from ..data.records import KnownSet
 from ..errors import DataError, UsageError, refuse_pipes, unreadable
 from ..learning.augment import suited
 from ..methods import METHODS
-from ..recipe.text import from_yaml
+from ..recipe.text import from_yaml, to_yaml
 from ..run.score import stored_scores
 from ..run.store import FULL_DATA, RunStore
 from ..scores import Score
@@ -22,8 +25,20 @@ from ..sets.parameterisations import Factor
 from ..sets.synthetic import SyntheticSet
 from ..spec import DatasetSpec
 
+#: The file of runs that were kept without their folders, and the sets beside it.
+KEPT, KEPT_SET = "results.json", "{}.fp16.safetensors"
+#: What a run's set says of itself.
+SET_FACTS: list[str] = []
+R = TypeVar("R")
+
 #: Methods that differ by their augmentation alone from another.
 AUGMENTED = {"dsa": "dc", "cafe_dsa": "cafe"}
+
+
+def of_the_set(say: Callable[[Any], R]) -> R:
+    """A property of a run that its set says; a run that was kept without it has this among its `facts`."""
+    SET_FACTS.append(name := say.__name__)
+    return property(lambda run: run.facts[name] if name in run.facts else say(run), doc=say.__doc__)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -36,7 +51,7 @@ class FullData:
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """All that a run folder says. Parts that a run has not come to yet are empty or None.
+    """All that is stored of a run. Parts that it has not come to yet are empty or None.
 
     Attributes:
         config, config_text: `config.yaml`, read and as written.
@@ -48,6 +63,7 @@ class RunRecord:
         kept_scores: of the sets that were kept on the way, by their steps.
         full_data: as it lies beside the run's folder.
         in_few_bits: the same run with its set in few bits a number, and that one's scores.
+        facts: what the set said of itself, of a run that was kept.
     """
 
     folder: Path
@@ -64,6 +80,7 @@ class RunRecord:
     kept_scores: dict[int, tuple[Score, ...]] = field(default_factory=dict)
     full_data: FullData = FullData()
     in_few_bits: tuple[RunRecord, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -82,24 +99,24 @@ class RunRecord:
     def ipc(self) -> int:
         return self.config["ipc"]
 
-    @property
+    @of_the_set
     def dataset(self) -> str:
         """The name in the set's spec, which is a folder's last part; before there is a set, as the recipe has it."""
         shown = self.distilled or self.initial
         return shown.spec.name if shown else self.config["data"]["name"]
 
-    @property
+    @of_the_set
     def fingerprint(self) -> str:
         """Hash of the data's content; "" before there is a set."""
         shown = self.distilled or self.initial
         return shown.spec.fingerprint if shown else ""
 
-    @property
+    @of_the_set
     def stored_as(self) -> str:
         """What the set's parameterisation says of itself; the recipe's words before there is a set."""
         return self.distilled.way.describe() if self.distilled else str(self.config.get("parameterisation", ""))
 
-    @property
+    @of_the_set
     def factor(self) -> Factor | None:
         """As in the set: `random` keeps whole images whatever the recipe says. None where no tiles are stored."""
         if self.distilled:
@@ -109,7 +126,7 @@ class RunRecord:
         rows, columns = self.config["factor"]
         return rows, columns
 
-    @property
+    @of_the_set
     def modality(self) -> str:
         """The kind of data, "image" or "sound"; before there is a set, of a known name's, else images."""
         facts = self._facts
@@ -131,11 +148,11 @@ class RunRecord:
         shown = self.distilled or self.initial
         return shown.spec if shown else known_set(str(self.config["data"]["name"]))
 
-    @property
+    @of_the_set
     def numbers_stored(self) -> int | None:
         return self.distilled.numbers_stored if self.distilled else None
 
-    @property
+    @of_the_set
     def stored_bits(self) -> int:
         """Of a stored number; before there is a set, of the fp32 ones that it will have."""
         return self.distilled.stored_bits if self.distilled else 32
@@ -152,7 +169,7 @@ class RunRecord:
     def budget_minutes(self) -> float | None:
         return (self.config.get("budget") or {}).get("minutes")
 
-    @property
+    @of_the_set
     def stopped(self) -> str:
         """Where a budget cut the run short, in words; "" where it did not."""
         facts = self.distilled.provenance if self.distilled else {}
@@ -188,13 +205,15 @@ def is_run(folder: Path) -> bool:
 
 
 def collect(folder: str | Path) -> list[RunRecord]:
-    """The run in `folder`, or all runs whose folders lie directly in it, by name.
+    """The run in `folder`, or all runs whose folders lie directly in it, by name; or those that were kept there.
 
     Raises:
         DataError: neither a run folder nor a folder of run folders, or a damaged file; the message names file and
             line.
     """
     folder = Path(folder)
+    if (folder / KEPT).is_file():
+        return read_kept(folder / KEPT)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected a run folder or a folder of run folders")
     if is_run(folder):
@@ -234,6 +253,55 @@ def read_run(folder: str | Path) -> RunRecord:
     return replace(record, in_few_bits=tuple(_in_few_bits(record, place) for place in store.sets_in_few_bits()))
 
 
+def read_kept(path: Path) -> list[RunRecord]:
+    """The runs in a `results.json`, with those of their sets that lie beside it.
+
+    Raises:
+        DataError: not such a file, or a damaged one.
+    """
+    record = _parse_object(_read_text(path), path)
+    try:
+        full_data = FullData(_scores_of(record.get("full_data_scores") or ()))
+        runs = [_kept_run(path, name, run, record.get("rows") or ()) for name, run in record["runs"].items()]
+        return [replace(run, full_data=full_data) for run in runs]
+    except (AttributeError, KeyError, TypeError, ValueError, DataError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise DataError(f"{path}: no records of runs ({what}); expected what potstill report --keep writes") from error
+
+
+def _kept_run(path: Path, name: str, run: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> RunRecord:
+    config = _checked(run["recipe"], path)
+    row = next((row for row in rows if name in row["runs"]), {})  # which told a set's facts before runs did
+    facts = run.get("facts") or {fact: row[fact] for fact in SET_FACTS if row.get(fact) is not None}
+    record = RunRecord(
+        folder=path.parent / name,
+        config=config,
+        config_text=to_yaml(config),
+        environment=run["environment"],
+        times=run["times"],
+        metrics=tuple(run["metrics_every_100"]),
+        scores=_scores_of(run["scores"]),
+        distilled=_load_optional(path.parent / KEPT_SET.format(name)),
+        cell=run.get("cell") or {},
+        failure=run.get("failure", ""),
+        kept_scores={int(step): _scores_of(scores) for step, scores in (run.get("kept") or {}).items()},
+        facts=_with_factor(facts),
+    )
+    few = [
+        replace(record, facts=_with_factor(one["facts"]), scores=_scores_of(one["scores"]), failure="")
+        for one in run.get("in_few_bits") or ()
+    ]
+    return replace(record, in_few_bits=tuple(few))
+
+
+def _with_factor(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {**facts, **({"factor": tuple(facts["factor"])} if facts.get("factor") else {})}
+
+
+def _scores_of(records: Iterable[Any]) -> tuple[Score, ...]:
+    return tuple(Score.from_json(record) for record in records)
+
+
 def _in_few_bits(record: RunRecord, place: RunStore) -> RunRecord:
     """The run with the set and the scores in `place`; what failed, and the full data, are told once."""
     distilled = SyntheticSet.load(place.root)
@@ -261,6 +329,11 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
         config = from_yaml(text)
     except ValueError as error:
         raise DataError(f"{path}: not valid YAML ({error}); restore the recipe that the run was made by") from error
+    return _checked(config, path), text
+
+
+def _checked(config: Any, path: Path) -> dict[str, Any]:
+    """A recipe as rows need it, whatever the version that resolved it."""
     for keys, kind in ((("data", "name"), str), (("method", "name"), str), (("ipc",), int)):
         value = config
         for key in keys:
@@ -270,7 +343,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
     factor = config.setdefault("factor", [1, 1])
     if not isinstance(factor, list) or len(factor) != 2:
         raise DataError(f"{path}: factor is {factor!r}; expected two numbers, rows and columns")
-    return config, text
+    return config
 
 
 def _read_optional(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ..run.reproduce import RUNS
 from ..run.score import stored_scores
 from ..run.store import RunStore
 from ..scores import Score
-from .read import RunRecord, is_run, joined, read_run
+from .read import KEPT, KEPT_SET, RunRecord, is_run, joined, read_kept, read_run
 
 #: The file in a reproduction's folder that holds all its records; a copy of it is enough for another machine.
 RECORDS = "runs.json"
@@ -191,13 +191,13 @@ def describe_making(config: Mapping[str, Any]) -> str:
 
 
 def _in_file(path: Path) -> list[StoredRun]:
-    """`runs.json` of a reproduction, `results.json` of a comparison, or what `potstill evaluate --json` printed."""
+    """`runs.json` of a reproduction, `results.json` of kept runs, or what `potstill evaluate --json` printed."""
     record = _read_json(path)
     try:
         if isinstance(record.get("runs"), list):
             return [_from_record(entry, str(path)) for entry in record["runs"]]
         if isinstance(record.get("runs"), dict):
-            return [_of_result(name, entry, path) for name, entry in record["runs"].items()]
+            return [_of_kept(run) for run in read_kept(path)]
         scores = tuple(Score.from_json(entry) for entry in record["scores"])
         device = joined([str(record.get("device") or ""), *(score.device for score in scores)])
         recipe_hash = joined([str(record.get("recipe_hash") or ""), *(score.recipe_hash for score in scores)])
@@ -228,15 +228,13 @@ def _from_record(record: Mapping[str, Any], source: str) -> StoredRun:
 
 def _small_set(folder: Path, name: str) -> str:
     """A set in half precision beside its record."""
-    path = folder / f"{name}.fp16.safetensors"
+    path = folder / KEPT_SET.format(name)
     return str(path) if path.is_file() else ""
 
 
-def _of_result(name: str, record: Mapping[str, Any], path: Path) -> StoredRun:
-    run = _of_config(name, str(path), record["recipe"], record["environment"], record["times"])
-    scores = tuple(Score.from_json(score) for score in record["scores"])
-    hashes = joined([*(score.recipe_hash for score in scores), run.recipe_hash])
-    return replace(run, scores=scores, recipe_hash=hashes, set_file=_small_set(path.parent, name))
+def _of_kept(record: RunRecord) -> StoredRun:
+    folder, name = record.folder.parent, record.name
+    return replace(_of_run(record, exact=False), source=str(folder / KEPT), set_file=_small_set(folder, name))
 
 
 def with_further_scores(runs: Sequence[StoredRun]) -> list[StoredRun]:
