@@ -318,6 +318,25 @@ def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no disk that is always full")
+def test_closed_streams_are_no_failure_and_no_file_takes_their_place(finished: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "potstill", "export", str(finished), "--to", "safetensors", "--out", "set"]
+    closed = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *words]
+    environment = {**os.environ, "PYTHONPATH": str(Path(potstill.__file__).parents[1])}
+    assert subprocess.run(closed, cwd=tmp_path, env=environment, timeout=300).returncode == 0
+    assert SyntheticSet.load(tmp_path / "set.safetensors").spec.name == "digits"
+
+
+def test_a_deleted_current_folder_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["list", "methods"]) == 2
+    assert "current folder cannot be used (No such file or directory)" in one_error_line(capsys)
+
+
 def test_a_full_disk_under_stdout_is_one_line_and_exit_1() -> None:
     with open("/dev/full", "w") as full:
         environment = {**os.environ, "PYTHONPATH": str(Path(potstill.__file__).parents[1])}

@@ -26,6 +26,7 @@ VERBS = (distill, evaluate, compare, pretrain, export, report, reproduce, list)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
+    _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 has no sign for a missing value
     options, rest = build_parser().parse_known_args(argv)
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if rest and not options.takes_keys:
                 raise UsageError(f"unexpected argument {rest[0]!r}: see potstill {options.verb} --help")
             options.keys = rest
+            _require_current_folder()
             with held_back():  # in the midst of its import torch answers a signal by ending the process
                 import torch  # noqa: F401
             options.run(options)
@@ -52,6 +54,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_stdout()
         return _failed(printable(str(known)), known.exit_code)
     return 0
+
+
+def _open_closed_streams() -> None:
+    """What a shell closes (`>&-`) goes nowhere; else the next file opened would take its number, and its output."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            handle = os.open(os.devnull, os.O_RDWR)
+            if handle != number:
+                os.dup2(handle, number)
+                os.close(handle)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
+def _require_current_folder() -> None:
+    """Raises UsageError where it was deleted: libraries of torch end the process then."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError(
+            f"the current folder cannot be used ({error.strerror}): change to one that is there"
+        ) from error
 
 
 def _disk_failure(error: Exception) -> RunError | None:
