@@ -388,7 +388,7 @@ def _word(key: str, value: Any) -> str:
 
 
 def difference(there: Recipe, here: Recipe) -> str:
-    """One key that tells two recipes apart: `method.momentum 0.5, not 0.9`."""
+    """One key that tells two recipes apart: `method.descent.momentum 0.5, not 0.9`."""
     old, new = dict(flat(there.to_dict())), dict(flat(here.to_dict()))
     unscored = ("evaluation", "saving", "budget", "runtime", "fidelity")
     for key in sorted(old | new):
