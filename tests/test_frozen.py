@@ -146,9 +146,13 @@ def test_terms_that_ask_for_logits_have_them_by_the_named_classifier_alone(
 ) -> None:
     small = {"ipc": 2, "steps": 1, "real_batch": 8, "cache": tmp_path}
     potstill.distill(toy_dataset, method="dsdm_plus", pool=Frozen(trained, classifier="head"), **small)
-    with pytest.raises(UsageError, match=r"is frozen and has no logits: name its linear layer") as refused:
-        potstill.distill(toy_dataset, method="dsdm_plus", pool=Frozen(trained, features="pool"), **small)
-    assert "\n" not in str(refused.value)
+    for method in ("dsdm_plus", "dance", "tgdd", "ncfm"):
+        with pytest.raises(UsageError, match=r"is frozen and has no logits: name its linear layer") as refused:
+            potstill.distill(
+                toy_dataset, method=method, pool=Frozen(trained, features="pool"), out=tmp_path / method, **small
+            )
+        assert "\n" not in str(refused.value)
+        assert not (tmp_path / method).exists(), "refused before anything is claimed"
 
 
 def test_a_finished_run_is_scored_where_the_module_is_not(

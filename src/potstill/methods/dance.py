@@ -62,6 +62,7 @@ class DANCE(Method[State]):
 
     def init(self, problem: Problem) -> State:
         require_initial(problem.require_pool(self.name), self.name)
+        problem.require_logits(self.config.calibration_weight)
         return State(0, problem.initial_images())
 
     def step(self, problem: Problem, state: State) -> tuple[State, Metrics]:

@@ -131,6 +131,7 @@ class DSDM(Method[DSDMState]):
             )
         if config.real_statistics == "bank":
             _ = config.bank.fitting(problem, len(pool), config.real_batch)
+        problem.require_logits(config.calibration_weight)
         slots = len(pool) if config.history.scope == "per_network" else 1
         history = History.empty(slots, images, problem.extractor.network.feature_width)
         return DSDMState(

@@ -105,6 +105,7 @@ class NCFM(Method[NCFMState]):
 
     def init(self, problem: Problem) -> NCFMState:
         require_initial(problem.require_pool(self.name), self.name)
+        problem.require_logits(self.config.calibration_weight)
         images = problem.initial_images()
         sampler = first_sampler(problem) if self.config.sampler else {}
         halvings, waited, best = images.new_tensor(0).long(), images.new_tensor(0).long(), images.new_tensor(math.inf)

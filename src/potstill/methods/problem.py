@@ -164,6 +164,11 @@ class Problem:
             raise UsageError(f"method {method!r} needs pre-trained networks: pass a pool (potstill pretrain)")
         return self.pool
 
+    def require_logits(self, weight: float) -> None:
+        """Raises UsageError where a term of this weight asks for logits and the network, a frozen one, has none."""
+        if weight:
+            self.extractor.network.require_logits()
+
     def batch_size(self, size: int) -> int:
         """`size`, or the size of the largest class of the data set where that is less (the same in every shard)."""
         return min(size, int(torch.bincount(self.train.labels).max()))

@@ -65,6 +65,7 @@ class TGDD(Method[State]):
 
     def init(self, problem: Problem) -> State:
         require_initial(problem.require_pool(self.name), self.name)
+        problem.require_logits(self.config.calibration_weight)
         return State(0, problem.initial_images())
 
     def step(self, problem: Problem, state: State) -> tuple[State, Metrics]:

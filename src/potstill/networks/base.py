@@ -59,6 +59,9 @@ class Backbone(nn.Module, ABC):
     def require_trainable(self) -> None:
         """Raises UsageError where weights are given and stay as they are."""
 
+    def require_logits(self) -> None:
+        """Raises UsageError where there is no classifier."""
+
 
 def line_of(error: Exception) -> str:
     """What a user's code raised, in one line."""

@@ -80,13 +80,15 @@ class FrozenNetwork(Backbone):
         return (self._seen.pop() if self._watched else made).flatten(1)
 
     def classify(self, features: Tensor) -> Tensor:
-        head = self._head
-        if head is None:
+        self.require_logits()
+        return self._layer(self._classifier)(features)
+
+    def require_logits(self) -> None:
+        if not self._classifier:
             raise UsageError(
                 f"network {self.name!r} is frozen and has no logits: name its linear layer, Frozen(..., "
-                "classifier=...), or leave out what asks for them (of dsdm, method.calibration_weight=0)"
+                "classifier=...), or leave out the term that asks for them, method.calibration_weight=0"
             )
-        return head(features)
 
     def require_trainable(self) -> None:
         raise UsageError(
