@@ -361,6 +361,15 @@ def test_each_worker_has_one_of_the_gpus_that_this_process_may_use(monkeypatch: 
     assert [gpu_of(number, 2) for number in range(2)] == ["3", "5"]
 
 
+def test_a_worker_at_work_ends_with_the_block_however_the_block_ends() -> None:
+    with Workers(1) as engine:
+        worker = engine._start(
+            {}
+        )  # as one whose task is not waited for any more, after a signal while others were ended
+        assert worker.process.is_alive()
+    assert not worker.process.is_alive()
+
+
 ORPHAN = """
 import os, signal
 from potstill.run.engine.find import find_engine

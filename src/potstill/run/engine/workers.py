@@ -20,7 +20,7 @@ from .base import RETRIES, Done, attempt, lost
 from .processes import SECONDS_TO_END, signals_held_back
 
 
-@dataclass
+@dataclass(eq=False)
 class _Worker:
     """A process, what it was sent already, and what it does now."""
 
@@ -39,12 +39,18 @@ class Workers(AbstractContextManager["Workers"]):
 
     def __init__(self, count: int | None = None):
         self._most = self.workers = count or _gpus() or usable_threads()
-        self._idle: list[_Worker] = []
+        self._idle, self._alive = list[_Worker](), list[_Worker]()
 
     def __exit__(self, *_: object) -> None:
-        for worker in self._idle:
-            _end(worker)
-        self._idle.clear()
+        self._end_all()
+
+    def _end_all(self) -> None:
+        """Also those at work. A second signal waits: whoever is left over would work on, and be waited for."""
+        with signals_held_back():
+            for worker in self._alive:
+                _end(worker)
+            self._alive.clear()
+            self._idle.clear()
 
     def run(self, tasks: Sequence[Task], inputs: Mapping[str, bytes]) -> Iterator[Done]:
         self._fit(tasks)
@@ -63,6 +69,7 @@ class Workers(AbstractContextManager["Workers"]):
                     try:
                         told = ready.recv()
                     except (EOFError, ConnectionError):
+                        self._alive.remove(worker)
                         _end(worker)
                         if losses < RETRIES:
                             waiting.append((task, losses + 1))
@@ -73,15 +80,15 @@ class Workers(AbstractContextManager["Workers"]):
                     self._idle.append(worker)
                     yield task, *told
         finally:
-            for worker, _, _ in busy.values():  # only where the loop was left early
-                _end(worker)
+            if busy:  # the loop was left early
+                self._end_all()
 
     def _fit(self, tasks: Sequence[Task]) -> None:
         """As many workers as have cores for the threads that the tasks state, on other cores than before if need be."""
         threads = max((task.threads for task in tasks), default=1)
         fitting = self._most if threads == 1 else max(1, min(self._most, usable_threads() // threads))
         if fitting != self.workers:
-            self.__exit__()
+            self._end_all()
             self.workers = fitting
 
     def _start(self, busy: Mapping[Connection, tuple[_Worker, Task, int]]) -> _Worker:
@@ -94,7 +101,8 @@ class Workers(AbstractContextManager["Workers"]):
         with signals_held_back():
             process.start()
         theirs.close()
-        return _Worker(process, ours, number)
+        self._alive.append(_Worker(process, ours, number))
+        return self._alive[-1]
 
 
 def _send(worker: _Worker, task: Task, inputs: Mapping[str, bytes]) -> None:
