@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 
 #: In the order of the rounds of `run/spread`.
 KINDS = ("pools", "searches", "sets", "networks")
-#: A kind's pace counts as much of an average part as done at the pace of all, and all at that of the estimate.
+#: A kind's pace counts so much of an average part as done at the pace of all, and that one so much of the whole as done
+#: at that of the estimate: short parts, which come first, say little of long ones.
 PRIOR = 0.25
 #: What is left of a task that takes longer than expected, as a share of what was expected.
 OVERDUE = 0.1
@@ -130,18 +131,14 @@ class Ahead:
 
     def left(self) -> float:
         """Seconds until all is done."""
-        overall = self._pace(self.parts, 1.0)
+        overall = _pace(self.parts, PRIOR * sum(part.seconds for part in self.parts), 1.0)
         total = 0.0
         for kind in KINDS:
             parts = [part for part in self.parts if part.kind == kind]
             if parts:
-                total += self._left_of(kind, parts, self._pace(parts, overall))
+                usual = sum(part.seconds for part in parts) / len(parts)
+                total += self._left_of(kind, parts, _pace(parts, PRIOR * usual, overall))
         return total
-
-    def _pace(self, parts: Sequence[Part], prior: float) -> float:
-        usual = PRIOR * sum(part.seconds for part in parts) / max(1, len(parts))
-        estimated = sum(part.seconds * part.seen for part in parts) + usual
-        return (sum(part.took for part in parts if part.seen) + prior * usual) / estimated if estimated else prior
 
     def _left_of(self, kind: str, parts: Sequence[Part], pace: float) -> float:
         if kind != self._kind:
@@ -158,6 +155,12 @@ class Ahead:
         if self.parts and self.clock() - self._said_at >= 1:  # steps may take less than finding out
             self._said, self._said_at = f"; in all about {span(self.left())} left", self.clock()
         return self._said
+
+
+def _pace(parts: Sequence[Part], weight: float, prior: float) -> float:
+    """Seconds taken for one that was estimated, with `weight` of these taken at the pace `prior`."""
+    estimated = sum(part.seconds * part.seen for part in parts) + weight
+    return (sum(part.took for part in parts if part.seen) + prior * weight) / estimated if estimated else prior
 
 
 def makespan(seconds: Iterable[float], workers: int) -> float:
