@@ -21,6 +21,7 @@ from potstill.report.paper_page import render_page
 from potstill.report.paper_tables import Filled, to_markdown
 from potstill.report.stored import RECORDS
 from potstill.run import paper
+from potstill.run.distil import check_kept_steps
 from potstill.run.estimate import Estimate
 from potstill.run.paper import SCHEDULES, TABLES, choose, read_table, rounds, with_kept_steps
 from potstill.run.progress import Reporter
@@ -177,6 +178,13 @@ def test_tables_that_share_a_set_share_its_run_and_keep_what_any_figure_wants() 
     assert all(cell.recipe and 2000 in cell.recipe.saving.keep for cell in kept)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_sets_are_kept_at_steps_that_their_schedule_comes_to(schedule: str) -> None:
+    for cell in with_kept_steps(read_table("figure4", schedule).cells, schedule, []):
+        assert cell.recipe and 100 in cell.recipe.saving.keep
+        check_kept_steps(cell.recipe)
+
+
 def test_a_set_is_scored_by_one_network_after_another() -> None:
     cells = choose(read_table("table3").cells, {"cell": ["dsdm"], "ipc": ["10"]})
     jobs = [(cell, cell.cell(0)) for cell in (*cells, *cells)]
@@ -310,6 +318,17 @@ def test_an_engine_does_all_networks_of_a_reproduction_together(
     assert "3 of 3 cells done" in said
 
 
+def test_the_sets_on_the_way_of_any_table_are_scored_where_asked_for(
+    call: Call, tmp_path: Path, monkeypatch: Any
+) -> None:
+    words = ["table1", "--only", "method=dm,ipc=1", "--methods.dm.steps", "2", "-q"]
+    assert call(*words, "--keep-snapshots", "1", "--curve")[0] == 0
+    (cell,) = [c for c in cells_of(tmp_path / "out", "table1") if c["mean"] is not None and c["dataset"] == "digits"][
+        :1
+    ]
+    assert cell["test_selected"]["of"] == 3 and cell["test_selected"]["mean"] >= cell["mean"]
+
+
 def test_names_are_plain_text_in_every_form(small: None, call: Call, tmp_path: Path) -> None:
     call("table4", "-q", "--collect")
     out = tmp_path / "out"
@@ -429,13 +448,18 @@ def test_the_best_set_on_the_way_is_told_and_is_no_result(small: None, call: Cal
     file = tmp_path / "out" / RECORDS
     record = json.loads(file.read_text())
     (score,) = record["runs"][0]["scores"]
+    record["runs"][0]["steps"] = 8
     record["runs"][0]["kept"] = {"4": [score | {"accuracy": 0.9}], "6": [score | {"accuracy": 0.7}]}
     file.write_text(json.dumps(record))
-    call("table4", "--collect", "--merge", str(file), "-q", out="other")
+    code, _, said = call("table4", "--collect", "--merge", str(file), "-q", out="other")
+    assert code == 0, said
     (cell, *_) = cells_of(tmp_path / "other", "table4")
-    assert cell["mean"] == score["accuracy"] and cell["test_selected"] == {"mean": 0.9, "step": 4}
-    text = (tmp_path / "other" / "table4.md").read_text()
-    assert "Selected on the test split (not a result): random, 1 would have 90.00 after 4 steps." in text
+    assert cell["mean"] == score["accuracy"]
+    assert cell["test_selected"] == {"mean": 0.9, "std": None, "step": 4, "of": 3}
+    for name in ("table4.md", "index.html"):
+        text = (tmp_path / "other" / name).read_text()
+        assert "best on test, not a result" in text and "90.00, step 4, of 3" in text and "no result of ours" in text
+    assert "not a result" not in (tmp_path / "out" / "table4.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,13 @@ def add_parser(verbs: Any) -> None:
         help="show the runs stored there as well: a reproduction of another machine or its runs.json, a folder of "
         "runs, a results.json",
     )
+    shared.add_keep_snapshots(parser, "steps whose sets are kept, for --curve")
+    parser.add_argument(
+        "--curve",
+        action="store_true",
+        help="also score the sets that were kept on the way, of every cell as of figure4's: below the tables stands "
+        "what a choice of the best on the test split, as the paper's code makes it, would give (labelled; no result)",
+    )
     parser.add_argument("--collect", action="store_true", help="run nothing: tables and figures of what is stored")
     shared.add_engine(parser)
     shared.add_dry_run(parser)
@@ -87,6 +94,7 @@ def run(options: argparse.Namespace) -> None:
     cells = with_kept_steps(cells, options.schedule, layers)
     given: dict[str, Any] = {
         "seeds": options.seeds,
+        "curve": options.curve,
         "reporter": shared.reporter_of(options),
         "cache": options.cache_dir,
     }

@@ -20,6 +20,21 @@ from .stored import StoredRun, describe_making
 
 
 @dataclass(frozen=True)
+class Selected:
+    """The set after `step` steps, best of `of` by its accuracy on the TEST split, as the paper's code selects.
+
+    No result: it tells how much of a difference such a selection makes.
+    """
+
+    step: int
+    of: int
+    scores: Scores
+
+    def to_json(self) -> dict[str, Any]:
+        return {"mean": self.scores.mean, "std": self.scores.std, "step": self.step, "of": self.of}
+
+
+@dataclass(frozen=True)
 class Entry:
     """A cell with the runs that were found for it; `runs` hold only the scores that count here."""
 
@@ -99,19 +114,20 @@ class Entry:
         return sum(times) if times else None
 
     @property
-    def selected(self) -> tuple[int, Scores] | None:
-        """The best set on the way by its accuracy on the TEST split, as the paper's code selects, where one is better.
-
-        No result: it tells how much of a difference such a selection makes.
-        """
+    def selected(self) -> Selected | None:
+        """The best by its accuracy on the TEST split of the sets that were scored on the way and the last one."""
         if not self.scores:
             return None
         terms, found = self.scores.scores[0].terms, dict[int, list[Score]]()
         for run in self.runs:
             for step, scores in run.kept.items():
                 found.setdefault(step, []).extend(score for score in scores if score.terms == terms)
-        step, best = max(((s, Scores(tuple(v))) for s, v in found.items() if v), key=_mean, default=(0, self.scores))
-        return (step, best) if best.mean > self.scores.mean else None
+        sets = {step: Scores(tuple(scores)) for step, scores in found.items() if scores}
+        if not sets:
+            return None
+        sets[max(max(sets), *(run.steps or 0 for run in self.runs))] = self.scores
+        step = max(sets, key=lambda step: sets[step].mean)
+        return Selected(step, len(sets), sets[step])
 
     @property
     def empty_because(self) -> str:
@@ -146,20 +162,20 @@ class Entry:
             "pool_seconds": self.pool_seconds,
             "distill_seconds": self.distill_seconds,
             "evaluate_seconds": self.evaluate_seconds,
-            "test_selected": {"mean": self.selected[1].mean, "step": self.selected[0]} if self.selected else None,
+            "test_selected": self.selected.to_json() if self.selected else None,
             "empty_because": self.empty_because,
             "notes": list(cell.notes),
             "runs": [run.name for run in self.runs],
         }
 
 
-def _mean(point: tuple[int, Scores]) -> float:
-    return point[1].mean
+#: Columns, each of three, that a page holds.
+MOST_HEADS = 3
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Part of a table: what varies outermost is its title, the last of it makes its columns."""
+    """Part of a table: what varies outermost is its title, the last of it makes its columns, or its rows."""
 
     title: str
     heads: tuple[str, ...]
@@ -275,7 +291,11 @@ def _panel(outer: dict[str, Any], key: str, entries: Sequence[Entry]) -> Panel:
     labels = dict.fromkeys(entry.label for entry in entries)
     rows = tuple((label, tuple(found.get((label, value)) for value in values)) for label in labels)
     title = ", ".join(place(name, value) for name, value in outer.items())
-    return Panel(title, tuple(place(key, value) if key else "accuracy" for value in values), rows)
+    heads = tuple(place(key, value) if key else "accuracy" for value in values)
+    if len(rows) == 1 and len(heads) > MOST_HEADS:  # turned, it fits
+        ((label, cells),) = rows
+        return Panel(title, (label,), tuple((head, (cell,)) for head, cell in zip(heads, cells, strict=True)))
+    return Panel(title, heads, rows)
 
 
 def _last(entry: Entry) -> Any:

@@ -12,7 +12,7 @@ from ..run.environment import command as command_line
 from ..run.store import dump_json
 from .page import template
 from .paper_figures import Drawing
-from .paper_tables import DETAILS, WRITERS, Filled, cells_of, details_of, to_markdown
+from .paper_tables import WRITERS, Filled, cells_of, to_markdown
 from .stored import RECORDS, StoredRun, records_of
 from .tables import MISSING
 
@@ -74,7 +74,5 @@ def render_page(filled: Sequence[Filled], figures: Mapping[str, Sequence[Drawing
         figures={one.table.name: figures.get(one.table.name, ()) for one in filled},
         schedule=filled[0].schedule,
         cells_of=cells_of,
-        details_of=details_of,
-        details=DETAILS,
         missing=MISSING,
     )

@@ -37,7 +37,7 @@ class PaperCell:
         table: its name, as `table1`.
         draft: as the study has it, the published value included.
         recipe: None where it cannot be resolved; `missing` says why.
-        notes: places of the table's notes that it needs, from 1.
+        notes: numbers, from 1, of the table's notes on some cells that it needs.
     """
 
     table: str
@@ -148,7 +148,7 @@ def read_table(name: str, schedule: str = "paper", over: Sequence[Layer] = ()) -
 def _cell(name: str, plan: Plan, draft: Draft, schedule: str, over: Sequence[Layer]) -> PaperCell:
     method = str((draft.keys().get("method") or {}).get("name", "dsdm"))
     beneath, above = schedule_layer(schedule, method, whole=draft.whole), _of_method(over, method)
-    notes = tuple(i for i, note in enumerate(plan.notes, start=1) if note.on and note.fits(draft))
+    notes = tuple(i for i, note in enumerate(plan.numbered_notes, start=1) if note.fits(draft))
     keys = draft.keys(beneath, over=[above])
     try:
         recipe, missing = resolve(keys), ""
@@ -224,7 +224,10 @@ def _values(cells: Iterable[PaperCell], key: str) -> list[str]:
 
 
 def with_kept_steps(cells: Iterable[PaperCell], schedule: str, over: Sequence[Layer]) -> list[PaperCell]:
-    """The cells with the steps whose sets any figure of the paper wants kept, so that they share one run."""
+    """The cells with the steps whose sets any figure of the paper wants kept, so that they share one run.
+
+    Steps that a cell does not come to, under a short schedule say, are left out.
+    """
     kept: dict[str, tuple[int, ...]] = {}
     for name in TABLES:
         if read_plan(name).draw == "steps":
@@ -233,10 +236,11 @@ def with_kept_steps(cells: Iterable[PaperCell], schedule: str, over: Sequence[La
 
 
 def _keeping(cell: PaperCell, steps: tuple[int, ...]) -> PaperCell:
-    if cell.recipe is None or not steps:
+    if cell.recipe is None:
         return cell
-    saving = replace(cell.recipe.saving, keep=tuple(sorted({*steps, *cell.recipe.saving.keep})))
-    return replace(cell, recipe=replace(cell.recipe, saving=saving))
+    last = cell.recipe.build_method().steps
+    keep = tuple(sorted(step for step in {*steps, *cell.recipe.saving.keep} if step <= last))
+    return replace(cell, recipe=replace(cell.recipe, saving=replace(cell.recipe.saving, keep=keep)))
 
 
 def rounds(jobs: Iterable[tuple[PaperCell, Cell]]) -> list[list[tuple[PaperCell, Cell]]]:

@@ -72,6 +72,7 @@ def reproduce(
     seeds: int = 1,
     reporter: Reporter,
     cache: Path | None = None,
+    curve: bool = False,
     engine: Engine | None = None,
     shards: int = 1,
 ) -> Result:
@@ -79,6 +80,7 @@ def reproduce(
 
     Args:
         seeds: sets of each cell, of the seeds 0, 1, ...
+        curve: score the sets that any cell kept on the way, not only those of a figure.
         engine, shards: see `run_study`.
     Raises:
         Interrupted: by a signal; the same call goes on.
@@ -86,14 +88,16 @@ def reproduce(
     data = Data(load)
     jobs, failures = _ready(cells, data, seeds)
     tasks, cache = len(jobs) + len(failures) + len(_whole(cells)), cache or default_cache()
+    curves = _with_curve(jobs, curve)
     progress = Progress(reporter, 1)
     if not reporter.quiet:
         workers = engine.workers if engine else 1
         threads = max(1, usable_threads() // workers) if engine else None
-        found = estimates(cells, data, out=out, seeds=seeds, reporter=reporter, cache=cache, threads=threads)
+        how = {"seeds": seeds, "curve": curve, "reporter": reporter, "cache": cache, "threads": threads}
+        found = estimates(cells, data, out=out, **how)
         progress = Progress(reporter, workers, found)
     if engine:
-        failures |= _spread(jobs, _whole(cells), data, out / RUNS, cache, engine, reporter, shards)
+        failures |= _spread(jobs, curves, _whole(cells), data, out / RUNS, cache, engine, reporter, shards)
 
     def told(outcome: Outcome) -> None:
         progress.tick(outcome.folder.name)
@@ -107,7 +111,7 @@ def reproduce(
         if item.stem not in failures:
             failures |= _train_on_whole(item, data, out, reporter)
         progress.tick(item.stem)
-    for cell in _with_curve(jobs):
+    for cell in curves:
         outcomes = run_study(Study((cell,)), data, curve=True, **how)
         failures |= {o.folder.name: o.failure for o in outcomes if o.failure}
         progress.tick(_curve_name(cell))
@@ -139,6 +143,7 @@ class Progress:
 
 def _spread(
     jobs: Sequence[Job],
+    curves: Sequence[Cell],
     whole: Iterable[PaperCell],
     data: Data,
     runs: Path,
@@ -148,14 +153,14 @@ def _spread(
     shards: int,
 ) -> dict[str, str]:
     """Do the tasks of all studies together, with those on the way and on whole data; why some cannot be finished."""
-    curves, works = {cell.name for cell in _with_curve(jobs)}, list[Work]()
+    works, on_the_way = list[Work](), {cell.name for cell in curves}
     for group in rounds(jobs):
         study = Study(tuple(cell for _, cell in group))
         loaded = load_cells(study, data)
         study = study.on(loaded)
         claim(study, runs)
-        works += [replace(work, curve=work.cell.name in curves) for work in works_of(study, loaded)]
-        curves -= {cell.name for cell in study.cells}
+        works += [replace(work, curve=work.cell.name in on_the_way) for work in works_of(study, loaded)]
+        on_the_way -= {cell.name for cell in study.cells}
     failures = {}
     for item in whole:
         assert item.recipe
@@ -230,11 +235,13 @@ def estimates(
     reporter: Reporter,
     cache: Path | None = None,
     threads: int | None = None,
+    curve: bool = False,
 ) -> list[Estimate]:
     """What each cell would still take here; a pool counts once. One that cannot be run stands as `fails: ...`.
 
     Args:
         threads: of each of several workers; None for what the recipes say.
+        curve: see `reproduce`.
     """
     data, runs = Data(load), None if out is None else out / RUNS
     cells = [_on_threads(cell, threads) for cell in cells]
@@ -250,7 +257,7 @@ def estimates(
             part = [Estimate(cell.name, f"fails: {reason(error)}") for cell in study.cells]
         found += [replace(e, pool_seconds=0.0, distill_seconds=0.0, disk_mb=0.0) if i else e for e in part]
     wholes = [_estimate_whole(item, data, reporter, runs) for item in _whole(cells)]
-    return found + wholes + [_estimate_curve(cell, found) for cell in _with_curve(jobs)]
+    return found + wholes + [_estimate_curve(cell, found) for cell in _with_curve(jobs, curve)]
 
 
 def _on_threads(cell: PaperCell, threads: int | None) -> PaperCell:
@@ -259,9 +266,14 @@ def _on_threads(cell: PaperCell, threads: int | None) -> PaperCell:
     return replace(cell, recipe=replace(cell.recipe, runtime=replace(cell.recipe.runtime, threads=threads)))
 
 
-def _with_curve(jobs: Iterable[Job]) -> list[Cell]:
-    """Those whose sets on the way a figure shows."""
-    return [cell for item, cell in jobs if read_plan(item.table).draw == "steps"]
+def _with_curve(jobs: Iterable[Job], all_of_them: bool) -> list[Cell]:
+    """Those whose sets on the way a figure shows, or all that have some, each once."""
+    shown = [
+        cell
+        for item, cell in jobs
+        if read_plan(item.table).draw == "steps" or (all_of_them and cell.recipe.build_method().steps)
+    ]
+    return list({cell.name: cell for cell in shown}.values())
 
 
 def _curve_name(cell: Cell) -> str:

@@ -131,6 +131,11 @@ class Plan:
     holdout: int
     drafts: tuple[Draft, ...]
 
+    @property
+    def numbered_notes(self) -> tuple[Note, ...]:
+        """Those on some cells."""
+        return tuple(note for note in self.notes if note.on)
+
 
 def read_study(path: Path, *over: Layer) -> Study:
     """A study file.
