@@ -701,6 +701,12 @@ def test_mirror_of_own_data_is_assumed_with_a_notice(tmp_path, caplog):
     assert "pass mirror=False" in caplog.text
 
 
+@pytest.mark.parametrize("mirror", ["yes", 3])
+def test_mirror_is_true_or_false(mirror):
+    with pytest.raises(UsageError, match="need True, False or None"):
+        load_dataset("digits", mirror=mirror)
+
+
 @pytest.mark.parametrize("mirror", [True, False])
 def test_mirror_of_own_data_can_be_chosen_without_a_notice(tmp_path, caplog, mirror):
     assert load_dataset(write_npz(tmp_path / "own.npz"), mirror=mirror).spec.mirror is mirror

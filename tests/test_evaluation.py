@@ -6,9 +6,11 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -110,6 +112,12 @@ def test_unknown_protocol_and_impossible_counts_are_refused() -> None:
     for nets in (0, 10**9):
         with pytest.raises(UsageError, match=f"nets={nets}: need at least 1 network and at most 10,000"):
             evaluation_seeds(0, "convnet", nets)
+    for name, call in (("epochs", partial(find_protocol, "dsdm")), ("nets", partial(evaluation_seeds, 0, "convnet"))):
+        with pytest.raises(UsageError, match=f"{name}=1.5: need a whole number"):
+            call(1.5)
+    with pytest.raises(UsageError, match="seed='a': need a whole number"):
+        evaluation_seeds("a", "convnet", 1)  # type: ignore[arg-type]
+    assert find_protocol("dsdm", np.int64(3)).epochs == 3 and len(evaluation_seeds(0, "convnet", np.int64(2))) == 2
 
 
 # --- scores
@@ -292,6 +300,13 @@ def test_wrong_arguments_are_refused_before_training(
     monkeypatch.setattr(protocol_module, "fit", lambda *a, **k: pytest.fail("trained"))
     with pytest.raises(UsageError):
         evaluate(real_set, toy_dataset.test, runtime=Runtime(), **keys)
+
+
+def test_edited_images_are_scored_if_they_are_numbers(real_set: SyntheticSet, toy_dataset: LabelledDataset) -> None:
+    halved = replace(real_set, images=real_set.images.double() * 0.5)
+    assert evaluate(halved, toy_dataset, nets=1, epochs=1, runtime=Runtime()).n_nets == 1
+    with pytest.raises(UsageError, match="the set has NaN or infinite images"):
+        evaluate(replace(real_set, images=real_set.images / 0), toy_dataset, nets=1, epochs=1)
 
 
 # --- a protocol of one's own

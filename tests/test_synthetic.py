@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -312,6 +313,12 @@ def test_images_that_do_not_fit_are_refused(distilled: SyntheticSet) -> None:
         SyntheticSet(distilled.images, distilled.spec, (1, 1), (0, 1, 2))
     with pytest.raises(UsageError, match=r"do not fit 2 classes of shape \(3, 16, 16\)"):
         SyntheticSet(distilled.images[..., :8], distilled.spec)
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.numpy, torch.Tensor.byte, torch.Tensor.bool, list])
+def test_images_that_are_no_pixels_are_refused(change: Any, distilled: SyntheticSet) -> None:
+    with pytest.raises(UsageError, match=r"images of type .*: need a float tensor of pixels"):
+        replace(distilled, images=change(distilled.images))
 
 
 def write(path: Path, content: bytes) -> Path:

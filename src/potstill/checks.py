@@ -5,6 +5,7 @@ Each names the key by its place in the section; `recipe.resolve` puts the sectio
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +13,18 @@ from .errors import UsageError
 
 #: More than any count, rate or size in use: a slip of the keyboard, which would fill the memory without a word.
 MOST = 1_000_000_000
+
+
+def whole(name: str, value: Any) -> int:
+    """`value` as an int, whichever library's whole number it is.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise UsageError(f"{name}={value!r}: need a whole number") from None
 
 
 def one_of(section: Any, known: Iterable[str], *names: str) -> None:

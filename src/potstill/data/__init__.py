@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..checks import whole
 from ..errors import DataError, UsageError, refuse_out_of_memory, unreadable
 from ..files import expanded
 from ..spec import LabelledDataset
@@ -71,8 +72,9 @@ def load_dataset(
         as_sides(size)
     if not isinstance(holdout, (int, float)) or not 0 < holdout < 1:
         raise UsageError(f"holdout={holdout!r}: need a fraction between 0 and 1")
-    if not isinstance(seed, int):
-        raise UsageError(f"seed={seed!r}: need a whole number")
+    if mirror not in (None, True, False):
+        raise UsageError(f"mirror={mirror!r}: need True, False or None")
+    seed = whole("seed", seed)
     try:
         raw = _read(source, expanded(data_dir) if data_dir else default_data_dir(), download, size)
     except OSError as error:  # of a place that may not be looked into, or has no name that a disk can have

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from ..checks import whole
 from ..errors import UsageError
 from ..learning.fit import accuracy
 from ..machine.runtime import Runtime
@@ -53,9 +54,10 @@ def evaluation_seeds(seed: int, network: str, nets: int) -> list[int]:
     """The seeds of `nets` evaluation networks; more nets later keep the first ones.
 
     Raises:
-        UsageError: nets outside 1..10,000.
+        UsageError: nets outside 1..10,000, or numbers that are not whole.
     """
-    if not isinstance(nets, int) or not 1 <= nets <= MOST_NETS:
+    nets, seed = whole("nets", nets), whole("seed", seed)
+    if not 1 <= nets <= MOST_NETS:
         raise UsageError(f"nets={nets}: need at least 1 network and at most {MOST_NETS:,}")
     return [derive(seed, "evaluation net", network, i) for i in range(nets)]
 

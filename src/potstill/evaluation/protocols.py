@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from ..checks import whole
 from ..errors import RunError, UsageError
 from ..learning.fit import Schedule, fit
 from ..learning.unroll import Unrolled, one_pass
@@ -244,6 +245,7 @@ def find_protocol(protocol: str | Protocol, epochs: int | None = None) -> Protoc
         raise UsageError(f"protocol of type {type(protocol).__name__}: give a name, or a Protocol of your own")
     if epochs is None:
         return protocol
-    if not isinstance(epochs, int) or not 1 <= epochs <= MOST_EPOCHS:
+    epochs = whole("epochs", epochs)
+    if not 1 <= epochs <= MOST_EPOCHS:
         raise UsageError(f"epochs={epochs}: need at least 1 and at most {MOST_EPOCHS:,}")
     return protocol.lasting(epochs)

@@ -76,6 +76,7 @@ def evaluate(
     """
     if not isinstance(synthetic, SyntheticSet):
         raise UsageError(f"cannot evaluate {type(synthetic).__name__}: give a SyntheticSet (of a run: run.synthetic)")
+    _require_finite(synthetic)
     job = Job(
         synthetic,
         synthetic.spec,
@@ -108,12 +109,19 @@ def evaluate_set(
         step: of a set that was kept on the way; None for the final one.
         only: which of the networks to train, from 0; None for all.
     """
+    _require_finite(synthetic)
     test = matching_test(synthetic.spec, data)
     place = folder.scores if step is None else folder.kept_scores(step)
     if isinstance(data, LabelledDataset) and data.spec.fingerprint != synthetic.spec.fingerprint:
         reporter.say(f"{data.spec.name}: not the data that this set was made from; their scores lie apart")
         place = place / f"on-{split_fingerprint(test)}"
     return _evaluate("evaluate", _job_on_set(synthetic, test, recipe), place, reporter, only=only)
+
+
+def _require_finite(synthetic: SyntheticSet) -> None:
+    """Raises UsageError for images of which every network would fail, with the advice to lower its rate."""
+    if not synthetic.images.isfinite().all():
+        raise UsageError("the set has NaN or infinite images: no network can be trained on it")
 
 
 def missing_networks(recipe: Recipe, data: LabelledDataset, synthetic: SyntheticSet | None, scores: Path) -> list[int]:

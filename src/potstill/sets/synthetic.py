@@ -171,6 +171,9 @@ class SyntheticSet(Dataset[tuple[Tensor, int]]):
 
     def __post_init__(self) -> None:
         self.parameterisation = as_parameterisation(self.parameterisation)
+        if not isinstance(self.images, Tensor) or not self.images.is_floating_point():
+            found = getattr(self.images, "dtype", type(self.images).__name__)
+            raise UsageError(f"images of type {found}: need a float tensor of pixels, which are bytes divided by 255")
         self.classes = self.classes or tuple(range(self.images.shape[0]))
         if isinstance(self.parameterisation, Tiles):
             self.ipc = self.images.shape[1] if self.images.ndim > 1 else 0
