@@ -9,12 +9,11 @@ workers in the rounds and the order of `run/spread`. Nothing is distilled.
 """
 
 import argparse
-import heapq
 import json
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from potstill.files import write_atomically
 from potstill.learning.pool import Pool
 from potstill.machine.runtime import Runtime
 from potstill.recipe import Recipe, resolve
+from potstill.run.ahead import makespan
 from potstill.run.distil import bare_problem
 from potstill.run.engine.base import Engine
 from potstill.run.engine.find import find_engine
@@ -36,6 +36,8 @@ from potstill.run.task import Task, data_name, pack_data
 from potstill.spec import DatasetSpec, LabelledDataset, Split
 
 WORKERS = (1, 8, 64, 512)
+#: Seconds that an engine adds to each task, more than was ever measured.
+OVERHEAD = 0.1
 RATES = Path(__file__).parents[1] / "results" / "speed" / "cpu_1thread.json"
 #: Classes, training images, sample shape.
 DATA = {
@@ -229,15 +231,8 @@ def table1(measured: dict[str, Any], *only: str) -> dict[str, Any]:
 
 
 def hours_on(*rounds: Sequence[float]) -> dict[str, float]:
-    return {str(n): round(sum(makespan(r, n) for r in rounds) / 3600, 1) for n in WORKERS}
-
-
-def makespan(seconds: Iterable[float], workers: int, overhead: float = 0.1) -> float:
-    """When the last of the tasks ends that are dealt, in their order, to whoever is free; `overhead` s for each."""
-    free = [0.0] * workers
-    for task in seconds:
-        heapq.heapreplace(free, free[0] + task + overhead)
-    return max(free)
+    """Rounds begin when those before them have ended."""
+    return {str(n): round(sum(makespan([s + OVERHEAD for s in r], n) for r in rounds) / 3600, 1) for n in WORKERS}
 
 
 def imagenet(measured: dict[str, Any]) -> dict[str, Any]:
