@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import heapq
 import random
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from potstill.run.ahead import KINDS, Ahead, Part, makespan, span
+from potstill.run.progress import Reporter
 
 
 class Watch:
@@ -73,6 +75,25 @@ def test_parts_that_no_stage_told_of_share_the_time_of_their_cell() -> None:
     watch.now = 40.0
     ahead.tick(0)
     assert 30 < ahead.left() <= 40
+
+
+def test_a_task_that_takes_longer_than_estimated_tells_it_of_those_that_wait() -> None:
+    watch = Watch()
+    ahead = Ahead([Part("a", "sets", 10), Part("b", "sets", 10)], clock=watch)
+    ahead.begin("sets", ["a", "b"], 1)
+    watch.now = 60.0
+    assert ahead.left() > 40
+
+
+def test_the_time_left_is_told_while_tasks_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("potstill.run.progress.PLAIN_EVERY", 0.01)
+    reporter = Reporter()
+    reporter.ahead = Ahead([Part("a", "sets", 600)])
+    with reporter.stage("sets", 2) as stage, reporter.beating(stage):
+        time.sleep(0.1)
+    assert "sets 0/2  in all about 10 min left" in capsys.readouterr().err
 
 
 def test_nothing_estimated_is_nothing_told() -> None:

@@ -131,14 +131,22 @@ class Ahead:
 
     def left(self) -> float:
         """Seconds until all is done."""
-        overall = _pace(self.parts, PRIOR * sum(part.seconds for part in self.parts), 1.0)
+        known = [self._as_known(part) for part in self.parts]
+        overall = _pace(known, PRIOR * sum(part.seconds for part in known), 1.0)
         total = 0.0
         for kind in KINDS:
-            parts = [part for part in self.parts if part.kind == kind]
+            parts = [part for part in known if part.kind == kind]
             if parts:
                 usual = sum(part.seconds for part in parts) / len(parts)
-                total += self._left_of(kind, parts, _pace(parts, PRIOR * usual, overall))
+                pace = _pace(parts, PRIOR * usual, overall)
+                total += self._left_of(kind, [part for part in self.parts if part.kind == kind], pace)
         return total
+
+    def _as_known(self, part: Part) -> Part:
+        """A task that is at work for longer than was estimated takes at least so long."""
+        began = next((began for running, began in self._running if running is part), None)
+        elapsed = 0.0 if began is None else self.clock() - began
+        return replace(part, seen=1.0, took=elapsed) if elapsed > part.seconds else part
 
     def _left_of(self, kind: str, parts: Sequence[Part], pace: float) -> float:
         if kind != self._kind:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Event, Thread
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -69,6 +70,26 @@ class Reporter:
 
         return watched
 
+    @contextmanager
+    def beating(self, stage: Stage) -> Iterator[None]:
+        """While the block waits, tell now and then what is known of the time left."""
+        if self.quiet or self.ahead is None:
+            yield
+            return
+        ended, words = Event(), self.ahead.words
+
+        def beat() -> None:
+            while not ended.wait(PLAIN_EVERY):
+                stage.tell(words().removeprefix("; "))
+
+        thread = Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
     def counter(self, name: str) -> Callable[[int, int], None]:
         """Called with (done, total) within another stage, it says so in plain lines now and then."""
         show = None
@@ -89,7 +110,8 @@ class Reporter:
             if now - last >= PLAIN_EVERY or done == total:
                 last = now
                 left = (now - started) / max(1, done - first) * (total - done)
-                self.say(f"{name} {done}/{total}, {left:.0f} s left  {note}".rstrip())
+                told = f", {left:.0f} s left" if done > first else ""
+                self.say(f"{name} {done}/{total}{told}  {note}".rstrip())
 
         return show
 
@@ -102,4 +124,8 @@ class Stage:
 
     def advance(self, note: str = "") -> None:
         self.done += 1
+        self._show(self.done, note)
+
+    def tell(self, note: str) -> None:
+        """The same step still, and a word."""
         self._show(self.done, note)

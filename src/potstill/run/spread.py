@@ -83,7 +83,7 @@ class Spread:
         self._ahead.begin(what, [task.cell for task in tasks], self.engine.workers)
         if not tasks:
             return
-        with self.reporter.stage(what, len(tasks)) as stage:
+        with self.reporter.stage(what, len(tasks)) as stage, self.reporter.beating(stage):
             for task, told, seconds in self.engine.run(tasks, _Inputs(self, tasks)):
                 self._ahead.end(what, task.cell, seconds)
                 if isinstance(told, PotstillError):
