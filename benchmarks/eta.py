@@ -44,7 +44,7 @@ def main() -> None:
         "seconds": round(end - said[0][0], 1),
         "at": shares(said, end),
     }
-    found["worst_ratio"] = max(max(at["ratio"], 1 / at["ratio"]) for at in found["at"])
+    found["worst_ratio"] = max(max(at["ratio"], 1 / max(at["ratio"], 0.01)) for at in found["at"])
     runs = json.loads(options.out.read_text())["runs"] if options.out.exists() else []
     runs = [run for run in runs if run["call"] != found["call"]]
     write_atomically(options.out, json.dumps({"schema_version": 1, "runs": [*runs, found]}, indent=1) + "\n")
@@ -73,7 +73,7 @@ def shares(said: list[tuple[float, float]], end: float) -> list[dict[str, Any]]:
     for tenth in range(1, 10):
         now = first + tenth / 10 * (end - first)
         when, left = [entry for entry in said if entry[0] <= now][-1]
-        told, was = left - (now - when), end - now
+        told, was = max(0.0, left - (now - when)), end - now
         found.append(
             {"percent": 10 * tenth, "said": round(told, 1), "was": round(was, 1), "ratio": round(told / was, 2)}
         )
