@@ -114,7 +114,7 @@ def _label(label: Any, origin: str) -> int | str:
     if isinstance(label, str):
         return label
     try:
-        number = label.item() if getattr(label, "shape", None) in ((), (1,)) else label
+        number: Any = label.item() if getattr(label, "shape", None) in ((), (1,)) else label
         return int(number) if isinstance(number, float) and number.is_integer() else operator.index(number)
     except TypeError:
         raise DataError(f"{origin}: label {label!r} of type {type(label).__name__}, expected an integer") from None
