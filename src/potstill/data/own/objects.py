@@ -114,10 +114,17 @@ def _label(label: Any, origin: str) -> int | str:
     if isinstance(label, str):
         return label
     try:
-        number: Any = label.item() if getattr(label, "shape", None) in ((), (1,)) else label
-        return int(number) if isinstance(number, float) and number.is_integer() else operator.index(number)
+        return _whole(label.item() if getattr(label, "shape", None) in ((), (1,)) else label)
     except TypeError:
         raise DataError(f"{origin}: label {label!r} of type {type(label).__name__}, expected an integer") from None
+
+
+def _whole(number: Any) -> int:
+    if not isinstance(number, float):
+        return operator.index(number)
+    if not number.is_integer():
+        raise TypeError
+    return int(number)
 
 
 def _is_huggingface(source: Any) -> bool:
