@@ -74,8 +74,8 @@ def uninterrupted(data: LabelledDataset, tmp_path: Path, recipe: Recipe) -> byte
 
 @pytest.mark.parametrize(
     ("method", "passes"),
-    # 4 steps, 3 classes, forward and backward of 2 images of 4 tiles, 16 real ones; of the 2 x 3 real batches that a bank
-    # of 2 networks would hold, 4 steps ask for 4 at most; a coreset embeds every image once.
+    # 4 steps, 3 classes, forward and backward of 2 images of 4 tiles, 16 real ones; of the 2 x 3 real batches that a
+    # bank of 2 networks would hold, 4 steps ask for 4 at most; a coreset embeds every image once.
     [
         ("dsdm", 4 * 3 * (2 * 2 * 4 + 16)),
         ("dsdm_plus", 3 * (4 * 2 * 2 * 4 + 4 * 16)),

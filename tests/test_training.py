@@ -13,12 +13,13 @@ from torch import Tensor
 from potstill.errors import RunError, UsageError
 from potstill.learning import augment
 from potstill.learning.augment import Strategy, apply, draw, strategy_for
-from potstill.learning.fit import Schedule, accuracy, fit, rule_of
+from potstill.learning.fit import Schedule, _shared_judge, _shared_learner, accuracy, fit, rule_of
 from potstill.learning.inner import Batch, Learner
 from potstill.learning.pool import untrained
 from potstill.learning.view import draw_mix
 from potstill.machine.runtime import Runtime
 from potstill.methods import Problem
+from potstill.networks import build_network
 from potstill.networks.convnet import ConvNet
 from potstill.recipe import resolve
 from potstill.seeding import generator
@@ -58,6 +59,35 @@ def test_training_depends_on_its_seed_alone(toy_dataset: LabelledDataset) -> Non
     torch.manual_seed(2)
     assert torch.equal(weights_after(toy_dataset, schedule), first)
     assert not torch.allclose(weights_after(toy_dataset, schedule, seed=4), first)
+
+
+@pytest.mark.parametrize("name", ["convnet:width=8", "convnet:width=8,norm=batch"])
+def test_networks_of_one_architecture_share_graphs_and_nothing_else(
+    name: str, toy_dataset: LabelledDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled, schedule = list[object](), replace(PLAIN, epochs=2, augment="color_crop", cutmix=0.5)
+
+    def compiling(_: Runtime, function: object) -> object:
+        compiled.append(function)
+        return function
+
+    monkeypatch.setattr(Runtime, "compiled", compiling)
+
+    def trained(seed: int) -> tuple[dict[str, Tensor], float]:
+        network = build_network(name, toy_dataset.spec, seed)
+        fit(network, toy_dataset.train, toy_dataset.spec, schedule, WHOLE, seed=seed)
+        right = accuracy(network, toy_dataset.test, toy_dataset.spec, WHOLE)
+        assert not network.training
+        return {key: value.clone() for key, value in network.state_dict().items()}, right
+
+    for shared in (_shared_learner, _shared_judge):
+        shared.cache_clear()
+    first = trained(1)
+    graphs = len(compiled)
+    other, again = trained(2), trained(1)
+    assert graphs > 0 and len(compiled) == graphs
+    assert again[1] == first[1] and all(torch.equal(again[0][key], value) for key, value in first[0].items())
+    assert any(not torch.equal(other[0][key], value) for key, value in first[0].items())
 
 
 def test_training_leaves_data_and_the_global_stream_alone(toy_dataset: LabelledDataset) -> None:
