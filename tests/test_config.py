@@ -133,6 +133,11 @@ def test_lists_become_tuples() -> None:
     assert (recipe.factor, recipe.saving.keep, recipe.pool.snapshots) == ((1, 3), (5, 10), (1,))
 
 
+def test_one_number_is_a_factor_of_as_many_rows_as_columns() -> None:
+    one, both = resolve({"method": "dm", "factor": 4}), resolve({"method": "dm", "factor": [4, 4]})
+    assert (one, one.hash(), one.to_dict()["factor"]) == (both, both.hash(), [4, 4])
+
+
 @pytest.mark.parametrize(
     ("words", "layer"),
     [
@@ -244,8 +249,10 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"ipc": None}, "ipc=null", "need a whole number"),
     ({"ipc": 2.5}, "ipc=2.5", "need a whole number"),
     ({"ipc": "ten"}, "ipc='ten'", "need a whole number"),
-    ({"factor": 2}, "factor=2", "a list of 2 whole numbers"),
-    ({"factor": [2]}, "factor=[2]", "a list of 2 whole numbers"),
+    ({"factor": 2.5}, "factor=2.5", "a whole number or a list of 2 whole numbers"),
+    ({"factor": True}, "factor=true", "a whole number or a list of 2 whole numbers"),
+    ({"factor": [2]}, "factor=[2]", "a whole number or a list of 2 whole numbers"),
+    ({"factor": 0}, "factor=0,0", "at least 1"),
     ({"factor": [0, 1]}, "factor=0,1", "at least 1"),
     ({"parameterisation": "wavelets"}, "'wavelets'", "dct, half_chroma, tiles"),
     ({"parameterisation": "dct:chrome=5"}, "'chrome'", "luma, chroma, scale"),

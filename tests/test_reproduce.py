@@ -259,6 +259,11 @@ def test_only_takes_either_value_of_a_key_that_is_given_twice() -> None:
     assert len(cells) == 4
 
 
+def test_cells_are_chosen_by_a_factor_that_is_one_number() -> None:
+    cells = read_table("table1", over=[{"factor": 3}]).cells
+    assert {cell.facts["factor"] for cell in cells} == {"3"}
+
+
 def test_a_dry_run_counts_tasks_names_what_cannot_run_and_writes_nothing(
     small: None, call: Call, tmp_path: Path
 ) -> None:

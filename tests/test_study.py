@@ -59,6 +59,11 @@ def test_whole_images_are_there_once_whatever_factors_vary(tmp_path: Path) -> No
     assert [cell.name for cell in cells] == ["random"]
 
 
+def test_a_factor_that_varies_may_be_one_number(tmp_path: Path) -> None:
+    cells = read(tmp_path, vary={"factor": [1, [2, 2]]}, cells={"dm": {"method": "dm"}}).cells
+    assert {cell.name: cell.recipe.factor for cell in cells} == {"dm-factor1": (1, 1), "dm-factor2": (2, 2)}
+
+
 def test_a_comparison_is_a_study_that_its_own_file_gives_back(tmp_path: Path) -> None:
     study = study_of([BASE], methods=["random", "dsdm"], ipcs=[1, 10], seeds=[0, 1], factors=[(1, 1), (2, 2)])
     (tmp_path / STUDY).write_text(study.to_yaml())

@@ -12,6 +12,7 @@ import msgspec
 
 from ..errors import UsageError
 from ..methods import METHODS
+from ..sets.parameterisations import Factor
 from .layers import BY_DEFAULT, Layer, merge, shipped
 from .names import full_names, kinds, short_names
 from .sections import FIDELITIES, Recipe
@@ -95,6 +96,8 @@ def _convert(kind: Any, value: Any, key: str, default: Any = None) -> Any:
     """A value as a key of that type has it; in a section the keys that are not given stay as in `default`."""
     if is_dataclass(kind):
         return _build(kind() if default is None else default, _section(value, f"{key}."), f"{key}.")  # type: ignore[operator]
+    if kind == Factor and type(value) is int:
+        value = (value, value)
     try:
         return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError:
@@ -108,8 +111,8 @@ def in_words(kind: Any) -> str:
         return " or ".join(map(str, get_args(kind)))
     if get_origin(kind) is tuple:
         inner = get_args(kind)
-        count = "" if inner[-1] is ... else f"{len(inner)} "
-        return f"a list of {count}{WORDS[inner[0]][1]}"
+        several = "a list of" if inner[-1] is ... else f"{WORDS[inner[0]][0]} or a list of {len(inner)}"
+        return f"{several} {WORDS[inner[0]][1]}"
     if kind in WORDS:
         return WORDS[kind][0]
     return " or ".join(in_words(one) for one in get_args(kind))

@@ -20,7 +20,7 @@ from ..learning.pool import SCHEDULES, snapshot_epochs
 from ..machine.runtime import Runtime
 from ..methods import METHODS, Init, Method
 from ..networks import check_network, identity
-from ..sets.parameterisations import Parameterisation, Tiles, parse
+from ..sets.parameterisations import Factor, Parameterisation, Tiles, parse
 from ..sets.quantise import MOST_BITS
 from ..spec import LabelledDataset
 from .text import to_yaml
@@ -231,7 +231,8 @@ class Recipe:
         method_name: of the method (potstill list methods).
         method: the method's own keys (potstill list methods NAME).
         ipc: stored images per class.
-        factor: rows and columns of small images in each stored one, where parameterisation is tiles.
+        factor: rows and columns of small images in each stored one, where parameterisation is tiles; one number for as
+            many of both.
         parameterisation: how stored numbers become samples, as NAME or NAME:key=number,... (docs/parameterisations.md);
             auto for the one that does best in short trials on a hold-out of the training split.
         seed: root of all random draws but those of the pool and of the evaluation.
@@ -248,7 +249,7 @@ class Recipe:
     method_name: str
     method: Any
     ipc: int = 10
-    factor: tuple[int, int] = (2, 2)
+    factor: Factor = (2, 2)
     parameterisation: str = "tiles"
     seed: int = 0
     fidelity: str = "potstill"

@@ -79,8 +79,7 @@ def distill(
             if isinstance(data, (str, Path))
             else f"cannot distil a {type(data).__name__}: make it a data set by potstill.load_dataset(...)"
         )
-    shape = (factor, factor) if isinstance(factor, int) else factor
-    given = {"method.name": method, "ipc": ipc, "factor": shape, "parameterisation": parameterisation, "seed": seed}
+    given = {"method.name": method, "ipc": ipc, "factor": factor, "parameterisation": parameterisation, "seed": seed}
     keys = {f"method.{key}": value for key, value in method_keys.items()}
     chosen = {key: value for key, value in given.items() if value is not None}
     if pool is not None:

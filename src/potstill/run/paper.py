@@ -63,14 +63,15 @@ class PaperCell:
     @property
     def facts(self) -> dict[str, Any]:
         """What `--only` chooses by, as far as the keys say it."""
-        evaluation, factor = self.keys.get("evaluation") or {}, self.keys.get("factor") or [2, 2]
+        evaluation, factor = self.keys.get("evaluation") or {}, self.keys.get("factor", 2)
+        sides = factor if isinstance(factor, (list, tuple)) else [factor]
         return {
             "dataset": (self.keys.get("data") or {}).get("name", "digits"),
             "ipc": None if self.draft.whole else self.keys.get("ipc", Recipe.ipc),
             "method": "whole" if self.draft.whole else self.method,
             "cell": self.label,
             "network": evaluation.get("network", "convnet"),
-            "factor": "x".join(map(str, dict.fromkeys(factor))),
+            "factor": "x".join(map(str, dict.fromkeys(sides))),
         }
 
     @property
