@@ -178,7 +178,7 @@ def distil_seconds(recipe: Recipe, data: LabelledDataset, rates: Rates) -> float
     method = recipe.build_method()
     networks = recipe.pool.networks if method.needs_pool else 0
     pool = Pool(recipe.pool.network, ({},) * networks, ("",) * networks) if networks else None
-    passes = method.passes(bare_problem(recipe, data, Runtime(), pool, way=recipe.by_default().way()))
+    passes = method.passes(bare_problem(recipe, data, Runtime(), pool, way=recipe.way()))
     return passes * (data.spec.shape[1] / 32) ** 2 / rates.distil
 
 
@@ -214,7 +214,7 @@ def table1(measured: dict[str, Any], *only: str) -> dict[str, Any]:
         whole.append(took)
         parts = shards(classes, 10) if method.independent_classes else [()]
         split += [took / len(parts)] * len(parts)
-        samples = recipe.by_default().way().samples(recipe.ipc, found.spec) if method.uses_factor else recipe.ipc
+        samples = recipe.way().samples(recipe.ipc, found.spec) if method.uses_factor else recipe.ipc
         networks += [network_seconds(recipe, found, samples * classes, rates)] * recipe.evaluation.nets
     members = [seconds for pool in pools.values() for seconds in pool]
     rounds = {"pools": members, "sets": whole, "networks": networks}

@@ -121,7 +121,8 @@ def test_a_methods_name_alone_is_short_for_its_section() -> None:
 def test_layers_are_merged_key_by_key_and_left_as_they_were() -> None:
     file = {"pool": {"members": 5, "schedule": "paper"}, "factor": [1, 2]}
     merged = merge(file, {"pool.members": 2}, {"pool": {"epochs": 3}})
-    assert merged == {"pool": {"members": 2, "schedule": "paper", "epochs": 3}, "factor": [1, 2]}
+    pool = {"members": 2, "schedule": "paper", "epochs": 3}
+    assert merged == {"pool": pool, "parameterisation": "tiles", "factor": [1, 2]}
     assert file == {"pool": {"members": 5, "schedule": "paper"}, "factor": [1, 2]}
     before = merge(merged)
     resolve(merged)

@@ -18,8 +18,9 @@ from potstill.learning.pool import untrained
 from potstill.methods import Problem
 from potstill.methods.dsdm_plus import DSDMPlus, DSDMPlusConfig
 from potstill.methods.real_features import BankConfig
+from potstill.recipe import resolve
 from potstill.sets.export import export, read_pt
-from potstill.sets.parameterisations import PARAMETERISATIONS, Parameterisation, Tiles, parse
+from potstill.sets.parameterisations import PARAMETERISATIONS, Parameterisation, Tiles, likely, parse, suited
 from potstill.sets.parameterisations.dct import DCT
 from potstill.sets.parameterisations.half_chroma import HalfChroma
 from potstill.sets.read import read_set
@@ -413,3 +414,38 @@ def test_a_file_of_an_unknown_way_is_a_data_error(
     path.write_bytes(exact.to_bytes())
     with pytest.raises(DataError, match="not a distilled set written by potstill"):
         SyntheticSet.load(path)
+
+
+# --- what is stored where nothing is said
+
+
+def test_what_is_likely_goes_by_channels_ipc_and_side() -> None:
+    colour = spec_of((3, 32, 32))
+    assert likely(1, colour)[:2] == ["half_chroma:luma=10,chroma=5", "dct:luma=100,chroma=25"]
+    assert likely(10, colour)[:2] == ["half_chroma:luma=16,chroma=8", "dct:luma=256,chroma=64"]
+    assert likely(10, colour)[2:] == likely(1, colour)[:2]
+    assert likely(1, spec_of((1, 28, 28))) == ["dct:luma=100,chroma=0", "dct:luma=196,chroma=0"]
+    assert likely(1, spec_of((3, 8, 8))) == ["half_chroma:luma=4,chroma=2", "dct:luma=16,chroma=4"]
+    assert likely(10, spec_of((2, 32, 32))) == [] == likely(10, spec_of((3, 3, 40)))
+
+
+def test_colour_is_stored_at_half_chroma_where_the_smallest_class_can_start_it() -> None:
+    colour = spec_of((3, 32, 32))
+    assert suited(10, colour, images=80) == "half_chroma:luma=16,chroma=8"
+    assert suited(10, colour, images=79) == "dct:luma=256,chroma=64"
+    assert suited(10, colour, images=78) == suited(10, spec_of(GRAY), images=6000) == "tiles"
+
+
+def test_dsdm_plus_alone_stores_what_suits_the_data_and_a_factor_means_tiles(toy_colour: LabelledDataset) -> None:
+    asked = resolve({"method": "dsdm_plus", "ipc": 1})
+    assert asked.parameterisation == "suited" and resolve({"method": "dsdm"}).parameterisation == "tiles"
+    settled = asked.on(toy_colour)
+    assert settled.parameterisation == "half_chroma:luma=6,chroma=3"
+    named = resolve({"method": "dsdm_plus", "ipc": 1, "parameterisation": "half_chroma:luma=6,chroma=3"})
+    assert settled.hash() == named.on(toy_colour).hash()
+    with pytest.raises(UsageError, match="parameterisation=suited: potstill distill and compare settle it"):
+        asked.way()
+    for over in ({"factor": 3}, {"parameterisation": "tiles", "factor": [3, 3]}):
+        tiles = resolve({"method": "dsdm_plus"}, {"parameterisation": "half_chroma:luma=6,chroma=3"}, over)
+        assert tiles.way() == Tiles(3, 3)
+    assert resolve({"factor": 3}, {"parameterisation": "dct:luma=9"}).way() == DCT(9)

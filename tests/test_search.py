@@ -67,7 +67,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
     def scored(cell: Any, holdout: int, data: LabelledDataset, *_: Any) -> Scores:
         assert holdout == len(data.test)
-        now[0] += 60
+        now[0] += accuracy.get("seconds", 60)
         ran.append(cell)
         return Scores((Score("convnet", "dsdm", 1, 0, accuracy.get(cell.name, 0.0)),))
 
@@ -76,10 +76,14 @@ def said(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     monkeypatch.setattr(sections, "SEARCH_MINUTES", 1000.0)
     monkeypatch.setattr(search, "distil_and_score", scored)
     monkeypatch.setattr(search, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    estimated = [SimpleNamespace(distill_seconds=40.0, evaluate_seconds=20.0, seconds=90.0)]
+    estimated = [SimpleNamespace(pool_seconds=30.0, distill_seconds=40.0, evaluate_seconds=20.0, seconds=90.0)]
     monkeypatch.setattr(search, "estimate", lambda *_, **__: estimated)
     monkeypatch.setattr(search, "timed", lambda *_: SimpleNamespace(distill_seconds=3600.0))
     return accuracy
+
+
+#: Trials of the toy: 28, 28, 16, 15, 8, 18, 2 and 32 samples of a class.
+EVERY = ["half_chroma6", "dct36", "half_chroma8", "dct64", "tiles2x2", "tiles3x3", "tiles1x1", "tiles4x4"]
 
 
 def names(said: dict[str, Any]) -> list[str]:
@@ -89,33 +93,53 @@ def names(said: dict[str, Any]) -> list[str]:
 # --- what is tried
 
 
-def spec_of(*shape: int) -> DatasetSpec:
+def shaped(*shape: int, images: int = 1000) -> LabelledDataset:
+    """Two classes of that shape."""
     some = (0.5,) * shape[0]
-    return DatasetSpec(name="s", shape=shape, classes=("a", "b"), mean=some, std=some, mirror=False, fingerprint="f")  # type: ignore[arg-type]
+    spec = DatasetSpec(name="s", shape=shape, classes=("a", "b"), mean=some, std=some, mirror=False, fingerprint="f")  # type: ignore[arg-type]
+    split = Split(torch.zeros(2 * images, *shape, dtype=torch.uint8), torch.arange(2).repeat(images))
+    return LabelledDataset(spec, split, split)
 
 
-def test_candidates_fit_the_data_and_the_recipes_own_tiles_come_first() -> None:
-    recipe = auto().by_default()
-    assert list(ways(recipe, spec_of(3, 32, 32))) == [
-        "tiles2x2", "tiles3x3", "tiles1x1", "tiles4x4", "half_chroma10", "dct100", "half_chroma16", "dct256",
+def tried(recipe: Recipe, *shape: int, images: int = 1000) -> list[str]:
+    data = shaped(*shape, images=images)
+    return list(ways(recipe.by_default(data), data))
+
+
+def test_what_is_likely_is_tried_first_and_tiles_last() -> None:
+    assert tried(auto(ipc=10), 3, 32, 32) == [
+        "half_chroma16", "dct256", "half_chroma10", "dct100", "tiles2x2", "tiles3x3", "tiles1x1", "tiles4x4",
     ]  # fmt: skip
-    gray = ways(auto(ipc=1).by_default(), spec_of(1, 28, 28))
-    assert list(gray) == ["tiles2x2", "tiles3x3", "tiles4x4", "dct64", "dct196"]
-    assert list(ways(auto(factor=[1, 2]).by_default(), spec_of(1, 8, 8)))[:3] == ["tiles1x2", "tiles1x1", "tiles2x2"]
-    assert not any("half" in name or "dct" in name for name in ways(recipe, spec_of(2, 32, 32)))
-    for spec in (spec_of(3, 32, 32), spec_of(1, 64, 33), spec_of(3, 8, 8), spec_of(2, 9, 40)):
-        for variant in ways(recipe, spec).values():
-            variant.way().check(spec)
-            assert variant.way().samples(variant.ipc, spec) > 1 and not variant.open
+    assert tried(auto(ipc=1), 3, 32, 32) == [
+        "half_chroma10", "dct100", "half_chroma16", "dct256", "tiles2x2", "tiles3x3", "tiles4x4",
+    ]  # fmt: skip
+    assert tried(auto(ipc=1), 1, 28, 28) == ["tiles2x2", "dct100", "dct196", "tiles3x3", "tiles4x4"]
+    assert tried(auto(ipc=10, method="dm"), 3, 64, 96)[:3] == ["tiles2x2", "half_chroma32", "dct1024"]
+    assert tried(auto(), 3, 8, 8) == ["half_chroma4", "dct16", "tiles2x2", "tiles1x1"]
+    assert tried(auto(), 2, 32, 32) == ["tiles2x2", "tiles3x3", "tiles1x1", "tiles4x4"]
+
+
+def test_no_trial_wants_more_samples_than_a_class_has_images() -> None:
+    assert tried(auto(ipc=10), 3, 32, 32, images=80) == ["half_chroma16", "dct256", "tiles2x2", "tiles1x1"]
+    assert tried(auto(ipc=10), 3, 32, 32, images=60) == ["tiles2x2", "tiles1x1"]
+
+
+def test_candidates_fit_the_data() -> None:
+    for shape in ((3, 32, 32), (1, 64, 33), (3, 8, 8), (2, 9, 40), (3, 6, 7)):
+        data = shaped(*shape)
+        recipe = resolve(TINY, {"parameterisation": "auto", "factor": 1 if min(shape[1:]) < 8 else 2}).by_default(data)
+        for variant in ways(recipe, data).values():
+            variant.way().check(data.spec)
+            assert variant.way().samples(variant.ipc, data.spec) > 1 and not variant.open
 
 
 def test_calibration_is_tried_where_the_method_has_one_that_counts() -> None:
-    tried = weights("tiles2x2", auto(method__calibration_weight=2).by_default())
-    assert {name: recipe.method.calibration_weight for name, recipe in tried.items()} == {
+    found = weights("tiles2x2", auto(method__calibration_weight=2, factor=2))
+    assert {name: recipe.method.calibration_weight for name, recipe in found.items()} == {
         "tiles2x2": 2, "tiles2x2-calibration1": 1, "tiles2x2-calibration0.5": 0.5,
     }  # fmt: skip
-    assert list(weights("t", auto(method={"name": "dsdm"}).by_default())) == ["t"]
-    assert list(weights("t", auto(method={"name": "dm"}).by_default())) == ["t"]
+    assert list(weights("t", auto(method={"name": "dsdm"}, factor=2))) == ["t"]
+    assert list(weights("t", auto(method={"name": "dm"}, factor=2))) == ["t"]
 
 
 def test_trials_learn_from_training_images_that_are_not_scored(many: LabelledDataset) -> None:
@@ -134,6 +158,7 @@ def test_many_images_are_thinned_evenly_and_a_small_class_is_spared(
     monkeypatch.setattr(search, "PART", 90)
     monkeypatch.setattr(search, "PART_OF_CLASS", 5)
     assert torch.bincount(apart(many, 72).train.labels).tolist() == [30, 30, 30]
+    assert torch.bincount(apart(many, 72, 40).train.labels).tolist() == [40, 40, 40]  # a trial starts from as many
     one = (many.train.labels == 2).nonzero().flatten()[1:]
     keep = torch.ones(len(many.train), dtype=torch.bool).index_fill(0, one, value=False)
     rare = replace(many, train=many.train.subset(keep.nonzero().flatten()))
@@ -146,16 +171,12 @@ def test_many_images_are_thinned_evenly_and_a_small_class_is_spared(
 def test_the_best_trial_is_chosen_and_nothing_is_left_open(
     many: LabelledDataset, store: RunStore, said: dict[str, Any]
 ) -> None:
-    said |= {"tiles2x2": 0.5, "half_chroma8": 0.8, "half_chroma8-calibration0.25": 0.9, "dct16": 0.7}
+    said |= {"tiles2x2": 0.5, "half_chroma8": 0.8, "half_chroma8-calibration0.25": 0.9, "dct36": 0.7}
     chosen = settle(auto(), many, store, QUIET)
     assert (chosen.parameterisation, chosen.method.calibration_weight) == ("half_chroma:luma=8,chroma=4", 0.25)
     assert chosen.method.steps == auto().method.steps and not chosen.open
     assert chosen.pool == auto().pool and chosen.evaluation == auto().evaluation
-    assert names(said) == [
-        *ways(auto().by_default(), many.spec),
-        "half_chroma8-calibration0.5",
-        "half_chroma8-calibration0.25",
-    ]
+    assert names(said) == [*EVERY, "half_chroma8-calibration0.5", "half_chroma8-calibration0.25"]
     again = settle(auto(evaluation__nets=5), many, store, QUIET)  # how a set is scored is no part of the search
     assert again.hash() == chosen.hash() and again.evaluation.nets == 5 and len(said["ran"]) == len(set(names(said)))
     told = store.read_json("search/chosen.json")["told"]
@@ -175,7 +196,7 @@ def test_of_equal_trials_the_recipes_own_is_chosen(
     many: LabelledDataset, store: RunStore, said: dict[str, Any]
 ) -> None:
     chosen = settle(auto(), many, store, QUIET)
-    assert (chosen.parameterisation, chosen.factor, chosen.method.calibration_weight) == ("tiles", (2, 2), 1)
+    assert (chosen.parameterisation, chosen.method.calibration_weight) == ("half_chroma:luma=6,chroma=3", 1)
 
 
 def test_trials_are_short_and_steps_are_not_theirs(
@@ -191,12 +212,21 @@ def test_trials_are_short_and_steps_are_not_theirs(
 def test_a_search_runs_as_many_trials_as_its_minutes_hold(
     many: LabelledDataset, store: RunStore, said: dict[str, Any]
 ) -> None:
-    """A trial takes a minute; half of seven are the search's."""
-    said |= {"tiles3x3": 0.9}
-    chosen = settle(auto(budget__minutes=7, method__steps=1000), many, store, QUIET)
-    assert names(said) == ["tiles2x2", "tiles3x3", "tiles1x1"]  # the others have too many samples
-    assert chosen.budget.minutes == pytest.approx(7 - 3)
-    assert chosen.method.steps == int(0.9 * 4 / 60 * 1000)  # all of them would take an hour
+    """A trial takes a minute; half of 6.5 are the search's."""
+    said |= {"half_chroma8": 0.9}
+    chosen = settle(auto(budget__minutes=6.5, method__steps=1000), many, store, QUIET)
+    assert names(said) == [*EVERY[:3], "tiles1x1"]  # two samples fit still, as it seems
+    assert chosen.budget.minutes == pytest.approx(6.5 - 4)
+    assert chosen.method.steps == int(0.9 * 2.5 / 60 * 1000)  # all of them would take an hour
+
+
+def test_trials_that_take_longer_than_was_estimated_leave_out_others(
+    many: LabelledDataset, store: RunStore, said: dict[str, Any]
+) -> None:
+    """A minute was estimated, and each takes ten: after two of them 25 hold no other of 16 samples."""
+    said |= {"seconds": 600, "tiles2x2": 0.9}
+    assert settle(auto(budget__minutes=50), many, store, QUIET).parameterisation == "tiles"
+    assert names(said) == [*EVERY[:2], "tiles2x2"]
 
 
 def test_without_a_budget_steps_stay_and_the_run_has_none(
@@ -207,26 +237,38 @@ def test_without_a_budget_steps_stay_and_the_run_has_none(
 
 
 @pytest.mark.parametrize(
-    ("changes", "why"),
+    ("changes", "stored", "why"),
     [
         (
             {"budget__minutes": 2},
-            "a trial takes about 1.5 min, more than the 1.0 min of the search; for one use --over",
+            "half_chroma:luma=6,chroma=3",
+            "two trials take about 2.5 min, more than the 1.0 min of the search; for one use --over",
         ),
-        ({"few": 20}, "60 training images are too few to hold some out for a search"),
+        ({"few": 20}, "half_chroma:luma=8,chroma=4", "60 training images are too few to hold some out for a search"),
+        ({"few": 10}, "tiles", "30 training images are too few to hold some out for a search"),
     ],
 )
 def test_where_no_search_can_be_the_default_is_taken_and_a_line_says_why(
-    changes: dict[str, Any], why: str, many: LabelledDataset, store: RunStore, said: dict[str, Any],
+    changes: dict[str, Any], stored: str, why: str, many: LabelledDataset, store: RunStore, said: dict[str, Any],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     if few := changes.pop("few", 0):
         chosen = torch.cat([(many.train.labels == c).nonzero().flatten()[:few] for c in range(3)])
         many = replace(many, train=many.train.subset(chosen))
     settled = settle(auto(**changes), many, store, Reporter())
-    assert (settled.parameterisation, settled.factor) == ("tiles", (2, 2)) and not said["ran"]
+    assert settled.parameterisation == stored and not said["ran"]
     assert settled.method.steps == (2 if settled.budget.minutes is None else 1)  # planned all the same
-    assert f"auto: tiles 2 x 2, calibration weight 1 without a search: {why}" in capsys.readouterr().err
+    told = "tiles 2 x 2" if stored == "tiles" else stored
+    assert f"auto: {told}, calibration weight 1 without a search: {why}" in capsys.readouterr().err
+
+
+def test_the_pool_is_told_to_be_no_part_of_the_budget(
+    many: LabelledDataset, store: RunStore, said: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One network was estimated at half a minute on 288 of the 360 images."""
+    given = {"pool__pretrained": True, "pool__members": 4}
+    settle(auto(**given), many, store, Reporter(), cache=store.root.parent)
+    assert "the pool of the run itself, 4 networks, takes about 2 min besides" in capsys.readouterr().err
 
 
 def test_one_class_leaves_nothing_to_tell_trials_apart(
@@ -235,7 +277,7 @@ def test_one_class_leaves_nothing_to_tell_trials_apart(
     spec = replace(many.spec, classes=("a",))
     train = Split(many.train.images, torch.zeros_like(many.train.labels))
     chosen = settle(auto(), LabelledDataset(spec, train, train), store, QUIET)
-    assert chosen.parameterisation == "tiles" and not said["ran"]
+    assert chosen.parameterisation == "half_chroma:luma=6,chroma=3" and not said["ran"]
     assert "one class" in store.read_json("search/chosen.json")["told"]
 
 
@@ -253,7 +295,7 @@ def test_a_trial_that_fails_leaves_the_others(
     assert settle(auto(), many, store, QUIET).factor == (1, 1)
     monkeypatch.setattr(search, "distil_and_score", lambda *_: (_ for _ in ()).throw(DataError("no")))
     other = RunStore(store.root.parent / "other")
-    assert settle(auto(), many, other, QUIET).factor == (2, 2)
+    assert settle(auto(), many, other, QUIET).parameterisation == "half_chroma:luma=6,chroma=3"
     assert "no trial came to an end" in other.read_json("search/chosen.json")["told"]
 
 
@@ -284,7 +326,7 @@ def test_a_killed_search_goes_on_where_it_was(
     assert not store.config.exists() and read_asked_recipe(store).open
     monkeypatch.setattr(search, "distil_and_score", plain)
     chosen = settle(read_asked_recipe(store), many, store, QUIET)
-    assert len(names(said)) == len(set(names(said))) == len(ways(auto().by_default(), many.spec)) + 2
+    assert len(names(said)) == len(set(names(said))) == len(EVERY) + 2
     assert chosen.factor == (1, 1)
     assert store.read_json("search/chosen.json")["seconds"] == 60 * len(said["ran"])
 

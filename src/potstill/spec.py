@@ -167,6 +167,11 @@ class LabelledDataset:
             split = replace(getattr(self, name), mean=self.spec.mean, std=self.spec.std)
             object.__setattr__(self, name, split)
 
+    @property
+    def smallest_class(self) -> int:
+        """Training images of it."""
+        return int(torch.bincount(self.train.labels, minlength=self.spec.num_classes).min())
+
 
 def to_pixels(images: Tensor) -> Tensor:
     """uint8 to float32 in [0, 1]; float input is on the spec's scale already and passes through."""

@@ -29,6 +29,7 @@ class Method(ABC, Generic[S]):
         clamps: whether results stay inside the spec's value range.
         uses_seed: whether another root seed gives another result (greedy selection has no draws).
         uses_factor: whether results have the problem's factor; False keeps whole images whatever it is.
+        stores: the parameterisation where a recipe names neither one nor a factor.
         quick: keys with which a test of the contract takes no time, over those that it sets for every method.
         independent_classes: whether distilling shards of classes equals distilling them together.
     """
@@ -40,6 +41,7 @@ class Method(ABC, Generic[S]):
     clamps: ClassVar[bool] = True
     uses_seed: ClassVar[bool] = True
     uses_factor: ClassVar[bool] = True
+    stores: ClassVar[str] = "tiles"
     independent_classes: ClassVar[bool] = True
     quick: ClassVar[Mapping[str, Any]] = {}
 

@@ -29,3 +29,4 @@ class DSDMPlus(DSDM):
     """DSDM plus calibration: matched features, held on the right side of a trained classifier."""
 
     Config = DSDMPlusConfig
+    stores = "suited"

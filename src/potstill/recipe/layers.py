@@ -35,6 +35,8 @@ DEEPEST = 8
 def merge(*layers: Layer) -> dict[str, Any]:
     """One nested dictionary; dotted keys open sections, later layers win key by key.
 
+    A `factor` in a layer that names no parameterisation is that of tiles, whatever earlier layers store.
+
     A `method` section that names another method than the last that is named is left out: its keys are no keys of that.
     `method: dm` is short for a section with a name alone. Where the method is known, short names of its keys are put in
     full (`names`).
@@ -68,7 +70,7 @@ def _keys_in_full(keys: Any, method: Any, above: str) -> Any:
 
 
 def _nested(layer: Layer) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
+    nested: dict[str, Any] = {"parameterisation": "tiles"} if "factor" in layer else {}
     named = isinstance(layer.get("method"), str)
     _put(nested, {"method.name" if named and key == "method" else key: value for key, value in layer.items()}, ())
     return nested

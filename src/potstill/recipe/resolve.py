@@ -46,6 +46,7 @@ def resolve(*layers: Layer) -> Recipe:
     given = merge(preset(name, fidelity), given)
     method = {key: value for key, value in given.pop("method", {}).items() if key != "name"}
     _refuse_unknown(given, Recipe, {*_sections(), "method", "fidelity"}, "")
+    given = {"parameterisation": cls.stores, **given}
     values = {key: _convert(_sections()[key], value, key) for key, value in given.items()}
     config = _build(cls.Config(), method, "method.", f" of method {name!r}")
     return Recipe(method_name=name, method=config, fidelity=fidelity, **values)

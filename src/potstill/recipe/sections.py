@@ -20,7 +20,7 @@ from ..learning.pool import SCHEDULES, snapshot_epochs
 from ..machine.runtime import Runtime
 from ..methods import METHODS, Init, Method
 from ..networks import check_network, identity
-from ..sets.parameterisations import Factor, Parameterisation, Tiles, parse
+from ..sets.parameterisations import Factor, Parameterisation, Tiles, parse, suited
 from ..sets.quantise import MOST_BITS
 from ..spec import LabelledDataset
 from .text import to_yaml
@@ -29,6 +29,8 @@ from .text import to_yaml
 FIDELITIES = ("paper", "code", "potstill")
 #: Short trials before the run settle what it stores (`run.search`).
 AUTO = "auto"
+#: A rule settles it once the data are read (`sets.parameterisations.suited`).
+SUITED = "suited"
 #: Of such a search where no budget says otherwise.
 SEARCH_MINUTES = 10.0
 #: The least and the largest of a 64-bit number.
@@ -234,7 +236,8 @@ class Recipe:
         factor: rows and columns of small images in each stored one, where parameterisation is tiles; one number for as
             many of both.
         parameterisation: how stored numbers become samples, as NAME or NAME:key=number,... (docs/parameterisations.md);
-            auto for the one that does best in short trials on a hold-out of the training split.
+            suited for what is likely to do best on data of that shape, which is dsdm_plus' own; auto for the one that
+            does best in short trials on a hold-out of the training split. A factor alone stands for tiles.
         seed: root of all random draws but those of the pool and of the evaluation.
         fidelity: the preset of the method's keys: paper, code or potstill.
         data: which data.
@@ -265,7 +268,7 @@ class Recipe:
         at_least(self, 1, "ipc", most=1_000_000, of="image per class")
         at_least(self, SEEDS[0], "seed", most=SEEDS[1])
         one_of(self, FIDELITIES, "fidelity")
-        _ = self.by_default().way()
+        _ = Tiles(*self.factor) if self.parameterisation in (AUTO, SUITED) else self.way()
 
     def to_dict(self) -> dict[str, Any]:
         """The nested dictionary that `resolve` reads back to an equal recipe."""
@@ -277,10 +280,13 @@ class Recipe:
         return to_yaml(self.to_dict())
 
     def on(self, data: LabelledDataset) -> Recipe:
-        """The recipe with what is known of its data once they are read: fingerprint, mirror, the absolute place."""
+        """The recipe with what is known of its data once they are read: fingerprint, mirror, place, what suits them."""
         fingerprint = data.spec.train_fingerprint or split_fingerprint(data.train)
         known = replace(self.data, name=_located(self.data.name), mirror=data.spec.mirror, fingerprint=fingerprint)
-        return replace(self, data=known)
+        way = self.parameterisation
+        if way == SUITED:
+            way = suited(self.ipc, data.spec, data.smallest_class)
+        return replace(self, data=known, parameterisation=way)
 
     def hash(self) -> str:
         """Address of all that determines the synthetic set, up to the order of summation.
@@ -309,10 +315,9 @@ class Recipe:
 
     def way(self) -> Parameterisation:
         """What a class's budget holds, not yet fitted to the data; `factor` is the short name of tiles."""
-        if self.open:
-            raise UsageError(
-                "parameterisation=auto: potstill distill and compare settle it, nothing else does; name one"
-            )
+        if self.parameterisation in (AUTO, SUITED):
+            how = f"parameterisation={self.parameterisation}: potstill distill and compare settle it"
+            raise UsageError(f"{how}, nothing else does; name one")
         return Tiles(*self.factor) if self.parameterisation == "tiles" else parse(self.parameterisation)
 
     @property
@@ -320,9 +325,10 @@ class Recipe:
         """Whether a search has still to say what is stored."""
         return self.parameterisation == AUTO
 
-    def by_default(self) -> Recipe:
-        """The recipe as it is without a search: of tiles where it was left open."""
-        return replace(self, parameterisation="tiles") if self.open else self
+    def by_default(self, data: LabelledDataset) -> Recipe:
+        """The recipe as it is on the data without a search."""
+        way = METHODS[self.method_name].stores if self.open else self.parameterisation
+        return replace(self, parameterisation=way).on(data)
 
     def build_method(self) -> Method[Any]:
         return METHODS[self.method_name](self.method)

@@ -331,7 +331,7 @@ def settled(recipe: Recipe, store: RunStore) -> Recipe:
     """
     method = recipe.build_method()
     if recipe.open and not (method.steps and method.uses_factor):  # nothing to try, as for Random rows
-        return recipe.by_default()
+        return replace(recipe, parameterisation="tiles")
     record = store.read_json("search/chosen.json") if recipe.open else {}
     if record.get("asked") != recipe.hash():
         return recipe

@@ -155,7 +155,7 @@ def _timed_or_failed(cell: Cell, data: LabelledDataset, *, alone: bool) -> Estim
 
 def timed(cell: Cell, data: LabelledDataset) -> Estimate:
     """A cell's distillation and scores; where its recipe is left open, by default, and with the search before it."""
-    recipe, method = cell.recipe.by_default(), cell.recipe.build_method()
+    recipe, method = cell.recipe.by_default(data), cell.recipe.build_method()
     searched = cell.recipe.open and method.steps and method.uses_factor
     runtime = distilling_runtime(recipe, method, data)
     runtime.start()

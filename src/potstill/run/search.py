@@ -21,16 +21,17 @@ from ..data import holdout_split
 from ..data.measure import split_fingerprint
 from ..errors import Interrupted, UsageError
 from ..evaluation import find_protocol
-from ..files import write_atomically
+from ..files import default_cache, write_atomically
 from ..recipe import Recipe
 from ..recipe.sections import BudgetConfig, SavingConfig
 from ..seeding import generator
-from ..sets.parameterisations import Tiles
+from ..sets.parameterisations import Tiles, likely
 from ..sets.parameterisations.tiles import SMALLEST_TILE
-from ..spec import DatasetSpec, LabelledDataset
+from ..spec import LabelledDataset
 from .cells import attempt, distil_and_score
 from .distil import check_recipe, read_asked_recipe, settled
 from .estimate import estimate, timed
+from .pretrain import missing_runs
 from .progress import Reporter
 from .store import RunStore
 from .study import Cell, Study, claim, difference
@@ -69,7 +70,7 @@ def settle(
         return recipe
     if not overwrite and not (known := settled(recipe, store)).open:
         return known
-    check_recipe(recipe.by_default(), data, cache)
+    check_recipe(recipe.by_default(data), data, cache)
     with store.locked():
         if overwrite:
             shutil.rmtree(store.search, ignore_errors=True)
@@ -101,19 +102,21 @@ def _search(
     recipe: Recipe, data: LabelledDataset, store: RunStore, reporter: Reporter, cache: Path | None
 ) -> dict[str, Any]:
     """What was chosen: the keys, the seconds that it took, and both in words."""
-    default, budget = recipe.by_default(), recipe.budget.search_seconds
+    default, budget = recipe.by_default(data), recipe.budget.search_seconds
     held = min(MOST_HELD, int(HELD_SHARE * len(data.train)))
     if data.spec.num_classes < 2:
         return _default(recipe, data, "there is one class, so nothing tells trials apart")
     if held < LEAST_HELD:
         few = f"{len(data.train)} training images are too few to hold some out for a search"
         return _default(recipe, data, few)
-    trials = Trials(apart(data, held), store, reporter, cache, budget)
-    takes = trials.first_takes(_short(default))
+    part = apart(data, held, samples_of(default, data))
+    trials, variants = Trials(part, store, reporter, cache, budget), ways(default, part)
+    takes = trials.first_take(variants)
+    _tell_pool(default, data, trials)
     if takes > budget:
-        long = f"a trial takes about {takes / 60:.1f} min, more than the {budget / 60:.1f} min of the search"
+        long = f"two trials take about {takes / 60:.1f} min, more than the {budget / 60:.1f} min of the search"
         return _default(recipe, data, f"{long}; for one use --overwrite and a larger --budget-minutes", trials.seconds)
-    best = trials.best(ways(default, data.spec))
+    best = trials.best(variants)
     best = best and trials.best(weights(*best))
     if best is None:
         return _default(recipe, data, "no trial came to an end, see the lines above", trials.seconds)
@@ -121,8 +124,17 @@ def _search(
     return _record(_with_steps(best[1], data, trials.seconds), told, trials.seconds)
 
 
+def _tell_pool(recipe: Recipe, data: LabelledDataset, trials: Trials) -> None:
+    """That the run's own pool is no part of its budget, by what a trial's was estimated to take."""
+    missing = missing_runs(recipe, data, (trials.cache or default_cache()) / "pool")
+    minutes = trials.pool_seconds / 60 * missing * len(data.train) / len(trials.data.train)
+    if minutes >= 1:
+        takes = f"{missing} networks, takes about {minutes:.0f} min besides"
+        trials.reporter.say(f"auto: the pool of the run itself, {takes}")
+
+
 def _default(recipe: Recipe, data: LabelledDataset, why: str, spent: float = 0.0) -> dict[str, Any]:
-    default = recipe.by_default()
+    default = recipe.by_default(data)
     return _record(_with_steps(default, data, spent), f"{_words(default)} without a search: {why}", spent)
 
 
@@ -144,10 +156,14 @@ def _words(recipe: Recipe) -> str:
     return f"{stored}, calibration weight {weight:g}" if weight else stored
 
 
-def apart(data: LabelledDataset, held: int) -> LabelledDataset:
-    """About `held` training images in the place of the test split, and some of the others to learn from."""
+def apart(data: LabelledDataset, held: int, least: int = 0) -> LabelledDataset:
+    """About `held` training images in the place of the test split, and some of the others to learn from.
+
+    Args:
+        least: of each class, where it has them: as many as a trial has samples to start.
+    """
     rest, scored = holdout_split(data.train, held / len(data.train), 0)
-    most = max(PART_OF_CLASS, PART // data.spec.num_classes)
+    most = max(PART_OF_CLASS, PART // data.spec.num_classes, least)
     chosen = []
     for cls in range(data.spec.num_classes):
         members = (rest.labels == cls).nonzero().flatten()
@@ -163,26 +179,33 @@ def apart(data: LabelledDataset, held: int) -> LabelledDataset:
     return LabelledDataset(spec, part, scored)
 
 
-def ways(recipe: Recipe, spec: DatasetSpec) -> dict[str, Recipe]:
-    """The recipe under other parameterisations, by the names of their trials; its own tiles first."""
-    channels, *size = spec.shape
-    side = min(size)
-    found = {"tiles{}x{}".format(*recipe.factor): recipe}
-    for count in (3, 1, 2, 4):
-        # One whole image of a class has no spread to match.
-        if side // count >= SMALLEST_TILE and (count > 1 or recipe.ipc > 1):
-            found.setdefault(f"tiles{count}x{count}", replace(recipe, factor=(count, count)))
-    for luma in (2 * (side // 6), 2 * (side // 4)):
-        if channels == 3 and luma >= SMALLEST_TILE:
-            found[f"half_chroma{luma}"] = _stored(recipe, f"half_chroma:luma={luma},chroma={luma // 2}")
-        if channels in (1, 3) and luma >= SMALLEST_TILE:
-            chroma = luma**2 // 4 if channels == 3 else 0
-            found[f"dct{luma**2}"] = _stored(recipe, f"dct:luma={luma**2},chroma={chroma}")
+def ways(recipe: Recipe, data: LabelledDataset) -> dict[str, Recipe]:
+    """The recipe under other parameterisations, by the names of their trials: its own, the likeliest, then tiles.
+
+    In that order, for a slow machine comes no further than the first, and of equal ones the first is chosen.
+    """
+    side, tiles = min(data.spec.shape[1:]), replace(recipe, parameterisation="tiles")
+    tried = [recipe, *(replace(recipe, parameterisation=way) for way in likely(recipe.ipc, data.spec)), tiles]
+    # One whole image of a class has no spread to match.
+    counts = [n for n in (3, 1, 2, 4) if side // n >= SMALLEST_TILE and (n > 1 or recipe.ipc > 1)]
+    tried += [replace(tiles, factor=(n, n)) for n in counts]
+    found: dict[str, Recipe] = {}
+    for variant in tried:
+        if variant is recipe or samples_of(variant, data) <= data.smallest_class:
+            found.setdefault(_name(variant), variant)
     return found
 
 
-def _stored(recipe: Recipe, parameterisation: str) -> Recipe:
-    return replace(recipe, parameterisation=parameterisation)
+def _name(recipe: Recipe) -> str:
+    """tiles3x3, half_chroma10, dct100."""
+    if recipe.parameterisation == "tiles":
+        return "tiles{}x{}".format(*recipe.factor)
+    return recipe.parameterisation.partition(",")[0].replace(":luma=", "")
+
+
+def samples_of(recipe: Recipe, data: LabelledDataset) -> int:
+    """Of one class."""
+    return recipe.way().samples(recipe.ipc, data.spec)
 
 
 def weights(name: str, recipe: Recipe) -> dict[str, Recipe]:
@@ -230,19 +253,23 @@ class Trials:
         #: By name; None of a trial that failed.
         self.accuracy: dict[str, float | None] = log.get("accuracy", {})
         self.seconds = float(log.get("seconds", 0.0))
+        #: That its pool takes, as estimated in this process.
+        self.pool_seconds = 0.0
         #: That a trial takes for each decoded sample of a class.
         self._pace = float(log.get("seconds_per_sample", 0.0))
 
-    def first_takes(self, recipe: Recipe) -> float:
-        """Seconds that the first trial is going to take, its pool included; 0 where it was begun in earlier calls."""
+    def first_take(self, variants: Mapping[str, Recipe]) -> float:
+        """Seconds of the first two trials, as one tells nothing, and of their pool; 0 where they were begun before."""
         if self._pace:
             return 0.0
         started = time.perf_counter()
-        study = Study((Cell("a trial", "", recipe),))
+        first, *others = map(_short, variants.values())
+        study = Study((Cell("a trial", "", first),))
         (found,) = estimate(study, lambda _: self.data, out=None, reporter=self.reporter, cache=self.cache)
-        self._pace = (found.distill_seconds + found.evaluate_seconds) / self._samples(recipe)
+        self.pool_seconds = found.pool_seconds
+        self._pace = (found.distill_seconds + found.evaluate_seconds) / samples_of(first, self.data)
         self._spent(started)
-        return found.seconds
+        return found.seconds + sum(self._takes(second) for second in others[:1])
 
     def best(self, variants: Mapping[str, Recipe]) -> tuple[str, Recipe] | None:
         """The first whose trial came within a standard error of the highest score; None where none scored."""
@@ -250,7 +277,7 @@ class Trials:
             short = _short(variant)
             if name in self.accuracy:
                 continue
-            if self.accuracy and self.seconds + self._pace * self._samples(short) > self.budget:
+            if self.accuracy and self.seconds + self._takes(short) > self.budget:
                 self.reporter.say(
                     f"trial {name}: left out, the {self.budget / 60:.1f} min of the search do not hold it"
                 )
@@ -273,14 +300,15 @@ class Trials:
         try:
             scores, _ = attempt(self.reporter, distil_and_score, *given)
             self.accuracy[cell.name] = scores.mean if scores else None
-            if scores:  # the first took its pool besides, and an estimate may be too long
-                taken = (time.perf_counter() - started) / self._samples(cell.recipe)
-                self._pace = min(self._pace, taken)
+            if scores:  # an estimate may be wrong either way, but the first trial took its pool besides
+                taken = (time.perf_counter() - started) / samples_of(cell.recipe, self.data)
+                self._pace = taken if len(self.accuracy) > 1 else min(self._pace, taken)
         finally:
             self._spent(started)
 
-    def _samples(self, recipe: Recipe) -> int:
-        return recipe.way().samples(recipe.ipc, self.data.spec)
+    def _takes(self, recipe: Recipe) -> float:
+        """Seconds of a trial whose pool is there."""
+        return self._pace * samples_of(recipe, self.data)
 
     def _spent(self, started: float) -> None:
         self.seconds += time.perf_counter() - started

@@ -1,0 +1,38 @@
+"""Which parameterisations are likely to do best on data that nothing was tried on."""
+
+from __future__ import annotations
+
+from ...spec import DatasetSpec
+from .base import parse
+from .tiles import SMALLEST_TILE
+
+#: IPC values below this one want more and smaller samples.
+FEW = 5
+
+
+def likely(ipc: int, spec: DatasetSpec) -> list[str]:
+    """Others than tiles, the likeliest first, as `parse` reads them; none where channels are neither 1 nor 3.
+
+    On CIFAR-10 a luma side of a third was best at IPC 1 (57.3 % against 51.3 of 3 x 3 tiles) and one of a half at IPC
+    10 (69.8 against 66.4), dct of as many coefficients as the tile has pixels equal to it (57.1, 70.1); on gray digits
+    at IPC 1 dct gave 94.1 against 86.4 of tiles. results/tuning/cifar10_parameterisations, docs/parameterisations.md.
+    """
+    channels, *size = spec.shape
+    third, half = (2 * round(min(size) / divisor) for divisor in (6, 4))  # even, as chroma takes half of it
+    found = []
+    for luma in (third, half) if ipc < FEW else (half, third):
+        if channels == 3 and luma >= SMALLEST_TILE:
+            found.append(f"half_chroma:luma={luma},chroma={luma // 2}")
+        if channels in (1, 3) and luma >= SMALLEST_TILE:
+            found.append(f"dct:luma={luma**2},chroma={luma**2 // 4 if channels == 3 else 0}")
+    return list(dict.fromkeys(found))
+
+
+def suited(ipc: int, spec: DatasetSpec, images: int) -> str:
+    """What to store where nothing is tried: the likeliest for colour, tiles elsewhere.
+
+    Args:
+        images: of the smallest class, which must have one to start each sample from.
+    """
+    ways = likely(ipc, spec) if spec.shape[0] == 3 else []
+    return next((way for way in ways if parse(way).samples(ipc, spec) <= images), "tiles")
