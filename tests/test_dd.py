@@ -21,10 +21,10 @@ from potstill.methods.dd import DD, DDConfig
 from potstill.networks import build_network
 from potstill.recipe import resolve
 from potstill.run.distil import distill_run
-from potstill.run.estimate import evaluation_seconds
 from potstill.run.progress import Reporter
 from potstill.run.score import evaluate
 from potstill.run.store import RunStore
+from potstill.run.timing import Timings
 from potstill.seeding import derive
 from potstill.sets.parameterisations.dct import DCT
 from potstill.sets.synthetic import SyntheticSet
@@ -214,4 +214,6 @@ def test_the_time_of_its_own_protocol_is_estimated_on_the_whole_set(toy_dataset:
             "runtime": {"device": "cpu", "precision": "fp32", "threads": 1, "compile": False},
         }
     )
-    assert evaluation_seconds(recipe, small_set(toy_dataset), toy_dataset) > 0
+    timings, brought = Timings(Reporter(quiet=True)), small_set(toy_dataset)
+    seconds, _ = timings.scores_of(recipe, 4 * 3, toy_dataset, lambda: brought)
+    assert seconds > 0

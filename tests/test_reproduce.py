@@ -377,13 +377,13 @@ def test_a_dry_run_knows_that_a_sets_own_steps_have_scored_it(call: Call) -> Non
     assert task["stands"] == "finished"
 
 
-@pytest.mark.parametrize("where", ["estimate.timed", "estimate.evaluation_seconds", "reproduce.evaluation_seconds"])
+@pytest.mark.parametrize("where", ["timing.Timings.set_of", "timing.Timings.scores_of", "estimate.missing_networks"])
 def test_an_interrupted_dry_run_ends_at_once(where: str, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: Any, **__: Any) -> None:
         raise Interrupted("interrupted")
 
     monkeypatch.setattr(f"potstill.run.{where}", stop)
-    only = "method=whole" if where.startswith("reproduce") else "method=random,ipc=1"
+    only = "method=whole" if where.startswith("estimate") else "method=random,ipc=1"
     code, told, said = call("table1", "--only", only, "--dry-run", "-q")
     assert (code, told, said) == (130, "", "potstill: interrupted\n")
 

@@ -472,13 +472,15 @@ def test_data_of_ones_own_get_the_recipe_for_data_never_tuned_on_where_nothing_e
 
 
 def test_a_dry_run_counts_the_search(many: LabelledDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    from potstill.run import estimate
+    from potstill.run import timing
+    from potstill.run.estimate import timed
     from potstill.run.study import Cell
 
     def taken(recipe: Recipe) -> float:
-        return estimate.timed(Cell("a", "a", recipe), many).distill_seconds
+        return timed(Cell("a", "a", recipe), many).distill_seconds
 
-    monkeypatch.setattr(estimate, "_time_steps", lambda method, problem, _: (method.init(problem), 5.0))
+    five = timing.Pace(5.0, 0.0)
+    monkeypatch.setattr(timing, "time_steps", lambda method, problem, _: (method.init(problem), five))
     assert taken(auto()) == 5 + 600 and taken(auto(budget__minutes=4)) == 5 + 120
     assert taken(auto(parameterisation="tiles")) == 5 and taken(auto(method={"name": "random_mix"})) < 5
 

@@ -62,29 +62,28 @@ def run(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from ..report import collect, terminal_table
-    from ..run.compare import run_study
+    from ..run.compare import estimates, run_study
+    from ..run.engine.base import places
     from .report import results_of
 
     def load(recipe: Recipe) -> Any:
         return shared.data_of(options, recipe)
 
     study = _study(options)
-    if options.dry_run:
-        shared.show_estimates(options, study, options.out)
-        return
+    given: dict[str, Any] = {
+        "out": options.out,
+        "reporter": shared.reporter_of(options),
+        "cache": options.cache_dir,
+        "full_data_epochs": options.full_data,
+        "curve": options.curve,
+        "shards": options.shards,
+    }
     with shared.engine_of(options) as engine:
-        outcomes = run_study(
-            study,
-            load,
-            out=options.out,
-            reporter=shared.reporter_of(options),
-            cache=options.cache_dir,
-            overwrite=options.overwrite,
-            full_data_epochs=options.full_data,
-            curve=options.curve,
-            engine=engine,
-            shards=options.shards,
-        )
+        if options.dry_run:
+            workers, threads = places(engine, (cell.recipe for cell in study.cells))
+            shared.print_estimates(options, estimates(study, load, threads=threads, **given), workers)
+            return
+        outcomes = run_study(study, load, overwrite=options.overwrite, engine=engine, **given)
     failures = {outcome.folder: outcome.failure for outcome in outcomes if outcome.failure}
     try:
         # A run that another process holds is not ours to write a note into.

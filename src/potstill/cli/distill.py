@@ -36,6 +36,7 @@ def add_parser(verbs: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from ..run.distil import check_kept_steps, distill_run
+    from ..run.estimate import estimate
     from ..run.search import settle
     from ..run.store import RunStore
     from ..run.study import Cell, Study
@@ -43,7 +44,11 @@ def run(options: argparse.Namespace) -> None:
     if options.dry_run:
         recipe = asked(options)
         cell = Cell(options.out.name if options.out else recipe.method_name, recipe.method_name, recipe)
-        shared.show_estimates(options, Study((cell,)), options.out.parent if options.out else None)
+        given: dict[str, Any] = {"reporter": shared.reporter_of(options), "cache": options.cache_dir}
+        place = options.out.parent if options.out else None
+        shared.print_estimates(
+            options, estimate(Study((cell,)), lambda r: shared.data_of(options, r), out=place, **given)
+        )
         return
     folder = Path(options.resume) if isinstance(options.resume, str) else options.out
     if folder is None:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ..run.engine.base import Engine
     from ..run.estimate import Estimate
     from ..run.progress import Reporter
-    from ..run.study import Study
     from ..spec import LabelledDataset
 
 EXIT_CODES = """exit codes: 0 done, 1 the run failed (of compare: one or more; a row says why),
@@ -195,17 +194,11 @@ def engine_of(options: argparse.Namespace) -> AbstractContextManager[Engine | No
     return find_engine(options.engine, options.workers) if options.engine else nullcontext()
 
 
-def show_estimates(options: argparse.Namespace, study: Study, out: Path | None) -> None:
-    """The cells of a study with what each would take, and the sum."""
-    from ..run.estimate import estimate
+def print_estimates(options: argparse.Namespace, found: Sequence[Estimate], workers: int = 1) -> None:
+    """What each cell would take, and all of it by so many workers."""
+    from ..run.ahead import span
+    from ..run.estimate import ahead_of, core_seconds
 
-    def load(recipe: Recipe) -> LabelledDataset:
-        return data_of(options, recipe)
-
-    print_estimates(options, estimate(study, load, out=out, reporter=reporter_of(options), cache=options.cache_dir))
-
-
-def print_estimates(options: argparse.Namespace, found: Sequence[Estimate]) -> None:
     heads = ("cell", "stands", "pool, s", "distil, s", "evaluate, s", "memory, MB", "disk, MB")
     lines = [
         (e.cell, e.stands, *(f"{s:,.0f}" for s in (e.pool_seconds, e.distill_seconds, e.evaluate_seconds)),
@@ -214,16 +207,22 @@ def print_estimates(options: argparse.Namespace, found: Sequence[Estimate]) -> N
     ]  # fmt: skip
     widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
     rows = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in (heads, *lines)]
-    seconds = sum(e.seconds for e in found)
-    disk = sum(e.disk_mb for e in found)
-    total = f"{len(found)} cells, about {_duration(seconds)} and {disk:,.0f} MB of disk; estimated, nothing was written"
-    record = {"cells": [e.to_json() for e in found], "seconds": seconds, "disk_mb": disk}
+    seconds, cores = ahead_of(found, workers).left(), core_seconds(found)
+    memory, disk = sum(sorted(e.memory_mb for e in found)[-workers:]), sum(e.disk_mb for e in found)
+    total = (
+        f"{len(found)} cells, about {span(seconds)}{f' by {workers} workers' if workers > 1 else ''} "
+        f"({cores / 3600:,.1f} core-hours), {memory:,} MB of memory and {disk:,.0f} MB of disk; estimated, nothing was "
+        "written"
+    )
+    record = {
+        "cells": [e.to_json() for e in found],
+        "seconds": seconds,
+        "workers": workers,
+        "core_seconds": cores,
+        "memory_mb": memory,
+        "disk_mb": disk,
+    }
     show(options, record, "\n".join([*rows, total]))
-
-
-def _duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 # --- types of option values

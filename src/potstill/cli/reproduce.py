@@ -76,6 +76,7 @@ def choices(text: str) -> list[tuple[str, str]]:
 
 
 def run(options: argparse.Namespace) -> None:
+    from ..run.engine.base import places
     from ..run.paper import choose, read_table, with_kept_steps
     from ..run.reproduce import estimates, reproduce
 
@@ -95,19 +96,24 @@ def run(options: argparse.Namespace) -> None:
     given: dict[str, Any] = {
         "seeds": options.seeds,
         "curve": options.curve,
+        "shards": options.shards,
         "reporter": shared.reporter_of(options),
         "cache": options.cache_dir,
     }
-    if options.dry_run:
-        shared.print_estimates(options, estimates(cells, load, out=options.out, **given))
-        return
     if options.collect:
         _show(options, names, layers, cells, {})
         return
     try:
         with shared.engine_of(options) as engine:
-            result = reproduce(cells, load, out=options.out, engine=engine, shards=options.shards, **given)
+            if options.dry_run:
+                workers, threads = places(engine, (cell.recipe for cell in cells if cell.recipe))
+                found = estimates(cells, load, out=options.out, threads=threads, **given)
+                shared.print_estimates(options, found, workers)
+                return
+            result = reproduce(cells, load, out=options.out, engine=engine, **given)
     except Interrupted:
+        if options.dry_run:
+            raise
         _show(options, names, layers, cells, None)
         raise
     _show(options, names, layers, cells, result.failures)

@@ -18,12 +18,14 @@ from ..spec import LabelledDataset
 from .cells import attempt, distil_and_score
 from .distil import check_kept_steps
 from .engine.base import Engine
+from .estimate import Estimate, estimate, estimate_curve, estimate_whole
 from .progress import Reporter
 from .score import evaluate_full_data, evaluate_kept
 from .search import settle
 from .spread import Spread, Work
 from .store import FULL_DATA, RunStore
 from .study import Cell, Study, claim, load_cells, study_of
+from .timing import Timings
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,28 @@ def run_study(
                 _, failure = attempt(reporter, _score_kept, cell.recipe, data, store, reporter)
                 outcomes[i] = replace(outcomes[i], failure=failure)
     return outcomes
+
+
+def estimates(
+    study: Study,
+    load: Callable[[Recipe], LabelledDataset],
+    *,
+    out: Path | None,
+    full_data_epochs: int | None = None,
+    curve: bool = False,
+    **how: Any,
+) -> list[Estimate]:
+    """What the cells would still take here, and after them what `run_study` does besides; see `estimate` for `how`."""
+    timings = Timings(how["reporter"])
+    found = estimate(study, load, out=out, timings=timings, **how)
+    more = list[Estimate]()
+    if full_data_epochs is not None:
+        recipe = _for_epochs(study.cells[0].recipe, full_data_epochs)
+        data = load_cells(Study(study.cells[:1], study.holdout), load)[study.cells[0].name]
+        more.append(estimate_whole(FULL_DATA, recipe, data, timings, out, how.get("threads")))
+    if curve:
+        more += [estimate_curve(cell, found) for cell in study.cells if cell.recipe.build_method().steps]
+    return found + more
 
 
 def _settle_and_score(

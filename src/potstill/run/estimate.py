@@ -1,42 +1,30 @@
-"""What a study would take on this machine: a few steps and epochs of the real thing, timed and multiplied.
+"""What a study would take on this machine, see `run/timing`, and how long its tasks would take so many workers.
 
-Nothing is written. A pool counts once, for the first cell that needs it, and not at all where the cache holds it. Steps
-are timed on untrained networks, which take as long as trained ones.
+Nothing is written. A pool counts once, for the first cell that needs it, and not at all where the cache holds it.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import torch
-
 from ..errors import Interrupted, PotstillError, reason
-from ..evaluation import Scheduled, TrainingSet, evaluate_once, evaluation_seeds, find_protocol, samples_of
+from ..evaluation import evaluation_seeds, find_protocol
 from ..files import default_cache
-from ..learning.fit import fit
-from ..learning.pool import Pool, untrained
-from ..machine.runtime import Runtime
-from ..methods import Method, Problem, State
-from ..networks import build_network
+from ..machine.runtime import usable_threads
 from ..recipe import Recipe
-from ..spec import LabelledDataset, Split
-from .ahead import Part
-from .distil import bare_problem, distilling_runtime, passes_of
-from .environment import forget_peak_memory, peak_memory_mb
+from ..spec import LabelledDataset
+from .ahead import Ahead, Part
+from .distil import passes_of
 from .pretrain import missing_runs
 from .progress import Reporter
+from .score import missing_networks
+from .shards import split_of
 from .store import RunStore, score_name
 from .study import Cell, Study, load_cells
-
-#: Steps and epochs that are timed after the first, and images that an epoch is timed on at most.
-STEPS, EPOCHS, IMAGES = 4, 2, 512
-#: Images of a class that a choice without steps is timed on at most; its time grows with their number.
-PER_CLASS = 64
+from .timing import Timings, begun_set, samples_of_set
 
 
 @dataclass(frozen=True)
@@ -45,6 +33,8 @@ class Estimate:
 
     Attributes:
         members: training runs that its pool lacks; nets: networks of each evaluation, of which there are `sets`.
+        shards: tasks that its set is made by.
+        threads: cores that each of its tasks keeps busy.
         run: the folder of its run, where that is not the cell's name.
     """
 
@@ -58,6 +48,8 @@ class Estimate:
     members: int = 1
     nets: int = 1
     sets: int = 1
+    shards: int = 1
+    threads: int = 1
     run: str = ""
 
     @property
@@ -65,17 +57,33 @@ class Estimate:
         return self.pool_seconds + self.distill_seconds + self.evaluate_seconds
 
     @property
+    def to_do(self) -> bool:
+        """Whether it is something to wait for."""
+        return self.stands != "finished" and not self.stands.startswith("fails")
+
+    @property
     def parts(self) -> list[Part]:
         """What it consists of, for whoever follows its progress."""
         run = self.run or self.cell
         return [
             Part(run, "pools", self.pool_seconds, pieces=self.members),
-            Part(run, "sets", self.distill_seconds),
+            Part(run, "sets", self.distill_seconds, pieces=self.shards),
             Part(run, "networks", self.evaluate_seconds, pieces=self.nets * self.sets, passes=self.sets),
         ]
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "seconds": self.seconds}
+
+
+def ahead_of(found: Iterable[Estimate], workers: int) -> Ahead:
+    """The planner of what was estimated: cell after cell by one, kind after kind by several workers."""
+    left = [e for e in found if e.to_do]
+    return Ahead((replace(part, group=i) for i, e in enumerate(left) for part in e.parts), workers)
+
+
+def core_seconds(found: Iterable[Estimate]) -> float:
+    """Seconds of one core that all would take."""
+    return sum(e.seconds * e.threads for e in found if e.to_do)
 
 
 def estimate(
@@ -85,44 +93,59 @@ def estimate(
     out: Path | None,
     reporter: Reporter,
     cache: Path | None = None,
+    timings: Timings | None = None,
+    threads: int | None = None,
+    shards: int = 1,
+    scores_only: bool = False,
 ) -> list[Estimate]:
     """An estimate for each cell, in the order they would run.
 
     Args:
         out: where earlier calls left finished runs; None for nowhere.
+        timings: what other studies were timed by already.
+        threads: of each of several workers, where a recipe states none.
+        shards: of the classes of each set, as tasks.
+        scores_only: another study makes the sets.
     Raises:
         PotstillError: the only cell cannot be run; of several, such a one stands as `fails: ...`.
     """
-    data, pools = load_cells(study, load), set[Any]()
-    known: dict[str, Estimate] = {}
-    found = []
-    for cell in study.cells:
+    data, timings, pools = load_cells(study, load), timings or Timings(reporter), set[Any]()
+    cells = [replace(cell, recipe=on_threads(cell.recipe, threads)) for cell in study.cells]
+    alone, known, found = len(cells) == 1, dict[str, Estimate](), dict[str, Estimate]()
+    for cell in sorted(cells, key=lambda cell: _work(cell, data[cell.name])):  # a kind is timed on its smallest
         stands = _stands(cell, RunStore(out / cell.name) if out else None)
         if stands == "finished":
-            found.append(Estimate(cell.name, stands))
+            found[cell.name] = Estimate(cell.name, stands)
             continue
-        alike = replace(cell.recipe, seed=0).to_yaml()  # another seed takes as long
+        alike = replace(cell.recipe, seed=0).to_yaml() + stands  # another seed takes as long
         if alike not in known:
-            reporter.say(f"timing {cell.name}")
-            known[alike] = _timed_or_failed(cell, data[cell.name], alone=len(study.cells) == 1)
-        if known[alike].stands.startswith("fails"):
-            found.append(replace(known[alike], cell=cell.name))
-            continue
-        whole = replace(known[alike], cell=cell.name, stands=stands)
-        if stands == "to be scored":
-            found.append(replace(whole, distill_seconds=0.0))
-            continue
-        pool = (data[cell.name].spec.fingerprint, cell.recipe.pool)
-        if cell.recipe.build_method().needs_pool and pool not in pools:
+            known[alike] = _timed_or_failed(cell, stands, data[cell.name], timings, shards, scores_only, alone)
+        found[cell.name] = replace(known[alike], cell=cell.name)
+    for cell in cells:
+        pool, needed = (data[cell.name].spec.fingerprint, cell.recipe.pool), cell.recipe.build_method().needs_pool
+        if found[cell.name].to_do and found[cell.name].distill_seconds and needed and pool not in pools:
             pools.add(pool)
-            folder = cache or default_cache()
-            whole = replace(
-                whole,
-                pool_seconds=_pool_seconds(cell.recipe, data[cell.name], folder),
-                members=max(1, missing_runs(cell.recipe, data[cell.name], folder / "pool")),
-            )
-        found.append(whole)
-    return found
+            runs = missing_runs(cell.recipe, data[cell.name], (cache or default_cache()) / "pool")
+            seconds = timings.pool_of(cell.recipe, data[cell.name], runs)
+            found[cell.name] = replace(found[cell.name], pool_seconds=seconds, members=max(1, runs))
+    return [found[cell.name] for cell in cells]
+
+
+def on_threads(recipe: Recipe, threads: int | None) -> Recipe:
+    """The recipe as a worker that has so many threads does it."""
+    if threads is None or recipe.runtime.threads != "auto":
+        return recipe
+    return replace(recipe, runtime=replace(recipe.runtime, threads=threads))
+
+
+def _work(cell: Cell, data: LabelledDataset) -> float:
+    """Network passes of a step; what cannot be told is soon refused."""
+    try:
+        recipe = cell.recipe.by_default(data)
+        method = recipe.build_method()
+        return passes_of(recipe, method, data) / max(1, method.steps)
+    except PotstillError:
+        return 0.0
 
 
 def _stands(cell: Cell, store: RunStore | None) -> str:
@@ -141,10 +164,20 @@ def _stands(cell: Cell, store: RunStore | None) -> str:
     return "finished" if scored else "to be scored"
 
 
-def _timed_or_failed(cell: Cell, data: LabelledDataset, *, alone: bool) -> Estimate:
+def _timed_or_failed(
+    cell: Cell,
+    stands: str,
+    data: LabelledDataset,
+    timings: Timings,
+    shards: int,
+    scores_only: bool,
+    alone: bool,
+) -> Estimate:
     """One cell that cannot be run is not the end of the others' estimates."""
     try:
-        return timed(cell, data)
+        if scores_only or stands == "to be scored":
+            return scored(cell, stands, data, timings)
+        return replace(timed(cell, data, timings, shards), stands=stands)
     except Interrupted:
         raise
     except PotstillError as error:
@@ -153,123 +186,72 @@ def _timed_or_failed(cell: Cell, data: LabelledDataset, *, alone: bool) -> Estim
         return Estimate(cell.name, f"fails: {reason(error)}")
 
 
-def timed(cell: Cell, data: LabelledDataset) -> Estimate:
+def timed(cell: Cell, data: LabelledDataset, timings: Timings | None = None, shards: int = 1) -> Estimate:
     """A cell's distillation and scores; where its recipe is left open, by default, and with the search before it."""
+    timings = timings or Timings(Reporter(quiet=True))
     recipe, method = cell.recipe.by_default(data), cell.recipe.build_method()
     searched = cell.recipe.open and method.steps and method.uses_factor
-    runtime = distilling_runtime(recipe, method, data)
-    runtime.start()
-    forget_peak_memory()
-    if method.steps:
-        problem = bare_problem(recipe, data, runtime, _pool(recipe, data, method.needs_pool))
-        state, seconds = _time_steps(method, problem, passes_of(recipe, method, data))
-        seconds = min(seconds, recipe.budget.seconds)
-    else:
-        part = _part(data, PER_CLASS)
-        problem = bare_problem(recipe, replace(data, train=part), runtime, _pool(recipe, data, method.needs_pool))
-        started = time.perf_counter()
-        state = method.init(problem)
-        seconds = time.perf_counter() - started
-        if passes := method.passes(problem):
-            seconds *= passes_of(recipe, method, data) / passes
-    synthetic = method.result(problem, state)
-    size = len(synthetic.to_bytes())
-    state_size = sum(tensor.nbytes for tensor in state.to_tensors().values())
-    scoring = evaluation_seconds(recipe, synthetic, data)
-    return Estimate(
-        cell.name,
-        "new",
+    seconds, held = timings.set_of(recipe, data)
+    scoring = scored(cell, "new", data, timings)
+    return replace(
+        scoring,
         distill_seconds=seconds + (recipe.budget.search_seconds if searched else 0.0),
-        evaluate_seconds=scoring,
-        memory_mb=peak_memory_mb(),
-        disk_mb=(state_size + (2 + len(recipe.saving.keep)) * size) / 2**20,
-        nets=recipe.evaluation.nets,
-        sets=2 if recipe.evaluation.stored_bits else 1,
+        memory_mb=max(scoring.memory_mb, held.memory // 2**20),
+        disk_mb=(held.state + (2 + len(recipe.saving.keep)) * held.stored) / 2**20,
+        shards=max(1, len(split_of(recipe, data, shards))),
     )
 
 
-def _time_steps(method: Method[Any], problem: Problem, passes: int) -> tuple[State, float]:
-    """All steps, from a few: those after the first, which compiles, take as long as the samples that pass a network.
+def scored(cell: Cell, stands: str, data: LabelledDataset, timings: Timings) -> Estimate:
+    """The scores alone of a cell's set."""
+    recipe = cell.recipe.by_default(data)
+    seconds, memory = timings.scores_of(recipe, samples_of_set(recipe, data), data, lambda: begun_set(recipe, data))
+    return Estimate(
+        cell.name,
+        stands,
+        evaluate_seconds=seconds,
+        memory_mb=memory // 2**20,
+        nets=recipe.evaluation.nets,
+        sets=2 if recipe.evaluation.stored_bits else 1,
+        threads=threads_of(recipe),
+    )
 
-    Not every step is like the first ones: a bank fills, a network in training is replaced by a new one.
+
+def threads_of(recipe: Recipe) -> int:
+    """Cores that a task of the recipe keeps busy here."""
+    threads = recipe.runtime.threads
+    return threads if isinstance(threads, int) else usable_threads()
+
+
+def estimate_whole(
+    name: str, recipe: Recipe, data: LabelledDataset, timings: Timings, out: Path | None, threads: int | None = None
+) -> Estimate:
+    """Networks on the whole training split, whose scores lie in `out/name`.
+
+    Raises:
+        PotstillError: they cannot be trained.
     """
-    started = time.perf_counter()
-    state = method.init(problem)
-    laps = []
-    for _ in range(min(1 + STEPS, method.steps)):
-        state, _metrics = method.step(problem, state)
-        laps.append(time.perf_counter() - started)
-        started = time.perf_counter()
-    first, *later = laps
-    if not later:
-        return state, first
-    in_one, in_all = (_passes_in(n, method, problem) for n in (1, len(laps)))
-    times = (passes - in_one) / (in_all - in_one) if in_all > in_one else (method.steps - 1) / len(later)
-    return state, first + median(later) * len(later) * times
+    recipe = on_threads(recipe, threads)
+    if out and not missing_networks(recipe, data, None, RunStore(out / name).scores):
+        return Estimate(name, "finished")
+    seconds, memory = timings.scores_of(recipe, len(data.train), data)
+    how = {"nets": recipe.evaluation.nets, "threads": threads_of(recipe)}
+    return Estimate(name, "new", evaluate_seconds=seconds, memory_mb=memory // 2**20, **how)
 
 
-def _passes_in(steps: int, method: Method[Any], problem: Problem) -> int:
-    return type(method)(replace(method.config, steps=steps)).passes(problem)
+def on_the_way(cell: str) -> str:
+    """The name of what the sets on a cell's way take."""
+    return f"{cell}: sets on the way"
 
 
-def _pool(recipe: Recipe, data: LabelledDataset, needed: bool) -> Pool | None:
-    """Two networks at most: one to begin with, and another to see what a change of networks costs."""
-    if not needed:
-        return None
-    config = recipe.pool
-    return untrained(data.spec, network=config.network, members=min(2, config.networks), seed=config.seed)
-
-
-def _pool_seconds(recipe: Recipe, data: LabelledDataset, cache: Path) -> float:
-    config, schedule, missing = recipe.pool, recipe.pool.training(), missing_runs(recipe, data, cache / "pool")
-    if not missing:
-        return 0.0
-    passes = 3 * len(data.train) * schedule.epochs * config.members
-    runtime = recipe.runtime.resolve(passes=passes, side=data.spec.shape[1])
-    runtime.start()
-    part = _some(data.train)
-    network = build_network(config.network, data.spec, 0)
-    once = replace(schedule, epochs=1)
-    first, again = (_seconds(fit, network, part, data.spec, once, runtime, seed=0) for _ in range(2))
-    share = len(data.train) / len(part)
-    return max(0.0, first - again) + again * share * schedule.epochs * missing
-
-
-def evaluation_seconds(recipe: Recipe, train: TrainingSet, data: LabelledDataset) -> float:
-    """What scoring a set would take, or the whole split."""
-    config = recipe.evaluation
-    protocol = find_protocol(config.protocol, config.epochs).suited(train)
-    epochs, test = protocol.epochs, _some(data.test)
-    runtime: Runtime = recipe.runtime.resolve(passes=3 * len(train) * epochs * config.nets, side=data.spec.shape[1])
-    runtime.start()
-    # Only a fixed schedule can be followed on a part of the set.
-    part = _some(samples_of(train)) if isinstance(protocol, Scheduled) else train
-    (seed,) = evaluation_seeds(config.seed, config.network, 1)
-
-    def score(epochs: int) -> float:
-        keys: dict[str, Any] = {"network": config.network, "protocol": config.protocol, "epochs": epochs, "seed": seed}
-        return _seconds(evaluate_once, part, data.spec, test, runtime=runtime, **keys)
-
-    first, least, more = score(1 + EPOCHS), score(1), score(1 + EPOCHS)
-    epoch = max(0.0, more - least) / EPOCHS  # without the test, which for a small set takes longer
-    each = least * len(data.test) / len(test) + epoch * (epochs - 1) * len(train) / len(part)
-    sets = 2 if config.stored_bits else 1
-    return max(0.0, first - more) + each * config.nets * sets
-
-
-def _some(split: Split) -> Split:
-    """An even choice of its samples: enough to time an epoch."""
-    return split.subset(torch.arange(0, len(split), max(1, len(split) // IMAGES))[:IMAGES])
-
-
-def _part(data: LabelledDataset, per_class: int) -> Split:
-    """The first `per_class` samples of each class."""
-    classes = range(data.spec.num_classes)
-    first = [(data.train.labels == c).nonzero().flatten()[:per_class] for c in classes]
-    return data.train.subset(torch.cat(first))
-
-
-def _seconds(work: Callable[..., Any], *given: Any, **keys: Any) -> float:
-    started = time.perf_counter()
-    work(*given, **keys)
-    return time.perf_counter() - started
+def estimate_curve(cell: Cell, found: Sequence[Estimate]) -> Estimate:
+    """Every kept set and the first one cost as much as the last; nothing is known where that one is finished."""
+    last = next((e for e in found if e.cell == cell.name), Estimate(cell.name, "finished"))
+    sets = 1 + sum(step < cell.recipe.build_method().steps for step in cell.recipe.saving.keep)
+    stands = "new" if last.evaluate_seconds else "finished"
+    seconds = sets * last.evaluate_seconds / last.sets
+    return replace(
+        Estimate(on_the_way(cell.name), stands, evaluate_seconds=seconds, nets=last.nets, sets=sets),
+        threads=last.threads,
+        run=cell.name,
+    )

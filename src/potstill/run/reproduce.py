@@ -13,20 +13,19 @@ from typing import Any
 
 from ..errors import Interrupted, PotstillError, reason
 from ..files import default_cache
-from ..machine.runtime import usable_threads
 from ..recipe import Recipe
 from ..spec import LabelledDataset
-from .ahead import Ahead, span
+from .ahead import span
 from .compare import Outcome, run_study, score_full_data, works_of
-from .engine.base import Engine
-from .estimate import Estimate, estimate, evaluation_seconds
+from .engine.base import Engine, places
+from .estimate import Estimate, ahead_of, estimate, estimate_curve, estimate_whole, on_the_way
 from .paper import PaperCell, read_plan, rounds
 from .paper_features import NETWORKS, measure
 from .progress import Reporter
-from .score import missing_networks
 from .spread import Spread, Work
 from .store import RunStore
 from .study import Cell, Study, claim, load_cells
+from .timing import Timings
 
 #: The folder of the runs below that of a reproduction.
 RUNS = "runs"
@@ -91,11 +90,9 @@ def reproduce(
     curves = _with_curve(jobs, curve)
     progress = Progress(reporter, 1)
     if not reporter.quiet:
-        workers = engine.workers if engine else 1
-        threads = max(1, usable_threads() // workers) if engine else None
-        how = {"seeds": seeds, "curve": curve, "reporter": reporter, "cache": cache, "threads": threads}
-        found = estimates(cells, data, out=out, **how)
-        progress = Progress(reporter, workers, found)
+        workers, threads = places(engine, (cell.recipe for cell in cells if cell.recipe))
+        how = {"seeds": seeds, "curve": curve, "reporter": reporter, "cache": cache}
+        progress = Progress(reporter, workers, estimates(cells, data, out=out, threads=threads, shards=shards, **how))
     if engine:
         failures |= _spread(jobs, curves, _whole(cells), data, out / RUNS, cache, engine, reporter, shards)
 
@@ -114,7 +111,7 @@ def reproduce(
     for cell in curves:
         outcomes = run_study(Study((cell,)), data, curve=True, **how)
         failures |= {o.folder.name: o.failure for o in outcomes if o.failure}
-        progress.tick(_curve_name(cell))
+        progress.tick(on_the_way(cell.name))
     failures |= _measured(cells, data, out, reporter, cache)
     return Result(tasks, failures)
 
@@ -124,10 +121,9 @@ class Progress:
 
     def __init__(self, reporter: Reporter, workers: int, found: Sequence[Estimate] = ()):
         self._reporter = reporter
-        left = [e for e in found if e.stands != "finished" and not e.stands.startswith("fails")]
+        left = [e for e in found if e.to_do]
         self._left, self._total, self._began = list(enumerate(e.cell for e in left)), len(left), time.perf_counter()
-        parts = (replace(part, group=i) for i, e in enumerate(left) for part in e.parts)
-        self._ahead = reporter.ahead = Ahead(parts, workers)
+        self._ahead = reporter.ahead = ahead_of(found, workers)
         if left:
             reporter.say(f"=== {self._total} cells, about {span(self._ahead.left())}")
 
@@ -236,34 +232,35 @@ def estimates(
     cache: Path | None = None,
     threads: int | None = None,
     curve: bool = False,
+    shards: int = 1,
 ) -> list[Estimate]:
     """What each cell would still take here; a pool counts once. One that cannot be run stands as `fails: ...`.
 
     Args:
         threads: of each of several workers; None for what the recipes say.
-        curve: see `reproduce`.
+        curve, shards: see `reproduce`.
     """
-    data, runs = Data(load), None if out is None else out / RUNS
-    cells = [_on_threads(cell, threads) for cell in cells]
+    data, runs, timings = Data(load), None if out is None else out / RUNS, Timings(reporter)
     jobs, failures = _ready(cells, data, seeds)
     found = [Estimate(name, f"fails: {why}") for name, why in failures.items()]
+    how: dict[str, Any] = {"reporter": reporter, "cache": cache, "timings": timings, "threads": threads}
     for i, group in enumerate(rounds(jobs)):
         study = Study(tuple(cell for _, cell in group))
         try:
-            part = estimate(study, data, out=runs, reporter=reporter, cache=cache)
+            found += estimate(study, data, out=runs, shards=shards, scores_only=i > 0, **how)
         except Interrupted:
             raise
         except PotstillError as error:  # of a single cell
-            part = [Estimate(cell.name, f"fails: {reason(error)}") for cell in study.cells]
-        found += [replace(e, pool_seconds=0.0, distill_seconds=0.0, disk_mb=0.0) if i else e for e in part]
-    wholes = [_estimate_whole(item, data, reporter, runs) for item in _whole(cells)]
-    return found + wholes + [_estimate_curve(cell, found) for cell in _with_curve(jobs, curve)]
-
-
-def _on_threads(cell: PaperCell, threads: int | None) -> PaperCell:
-    if threads is None or cell.recipe is None or cell.recipe.runtime.threads != "auto":
-        return cell
-    return replace(cell, recipe=replace(cell.recipe, runtime=replace(cell.recipe.runtime, threads=threads)))
+            found += [Estimate(cell.name, f"fails: {reason(error)}") for cell in study.cells]
+    for item in _whole(cells):
+        assert item.recipe
+        try:
+            found.append(estimate_whole(item.stem, item.recipe, data(item.recipe), timings, runs, threads))
+        except Interrupted:
+            raise
+        except PotstillError as error:
+            found.append(Estimate(item.stem, f"fails: {reason(error)}"))
+    return found + [estimate_curve(cell, found) for cell in _with_curve(jobs, curve)]
 
 
 def _with_curve(jobs: Iterable[Job], all_of_them: bool) -> list[Cell]:
@@ -274,30 +271,3 @@ def _with_curve(jobs: Iterable[Job], all_of_them: bool) -> list[Cell]:
         if read_plan(item.table).draw == "steps" or (all_of_them and cell.recipe.build_method().steps)
     ]
     return list({cell.name: cell for cell in shown}.values())
-
-
-def _curve_name(cell: Cell) -> str:
-    return f"{cell.name}: sets on the way"
-
-
-def _estimate_curve(cell: Cell, found: Iterable[Estimate]) -> Estimate:
-    """Every kept set and the first one cost as much as the last; nothing is known where that one is finished."""
-    last = next((e.evaluate_seconds for e in found if e.cell == cell.name), 0.0)
-    sets = 1 + sum(step < cell.recipe.build_method().steps for step in cell.recipe.saving.keep)
-    stands, nets = "new" if last else "finished", cell.recipe.evaluation.nets
-    return Estimate(_curve_name(cell), stands, evaluate_seconds=sets * last, nets=nets, sets=sets, run=cell.name)
-
-
-def _estimate_whole(item: PaperCell, data: Data, reporter: Reporter, runs: Path | None) -> Estimate:
-    assert item.recipe
-    try:
-        found, nets = data(item.recipe), item.recipe.evaluation.nets
-        if runs and not missing_networks(item.recipe, found, None, RunStore(runs / item.stem).scores):
-            return Estimate(item.stem, "finished")
-        reporter.say(f"timing {item.stem}")
-        seconds = evaluation_seconds(item.recipe, found.train, found)
-        return Estimate(item.stem, "new", evaluate_seconds=seconds, nets=nets)
-    except Interrupted:
-        raise
-    except PotstillError as error:
-        return Estimate(item.stem, f"fails: {reason(error)}")

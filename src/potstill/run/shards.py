@@ -11,8 +11,10 @@ import torch
 
 from ..errors import DataError
 from ..files import write_atomically
+from ..recipe import Recipe
 from ..sets.export.pictures import save_preview
 from ..sets.synthetic import SyntheticSet
+from ..spec import LabelledDataset
 from .store import RunStore
 
 Record = Mapping[str, float]
@@ -22,6 +24,12 @@ def shards(classes: int, count: int) -> list[tuple[int, ...]]:
     """The classes of each shard: neighbours, as many in each, give or take one."""
     count = min(count, classes)
     return [tuple(range(classes * i // count, classes * (i + 1) // count)) for i in range(count)]
+
+
+def split_of(recipe: Recipe, data: LabelledDataset, count: int) -> list[tuple[int, ...]]:
+    """The classes of each shard of a recipe's set; none where it is made whole."""
+    split = shards(data.spec.num_classes, count)
+    return split if len(split) > 1 and recipe.build_method().independent_classes else []
 
 
 def shard_folder(classes: tuple[int, ...]) -> str:

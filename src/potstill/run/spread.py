@@ -23,7 +23,7 @@ from .engine.base import Engine
 from .pretrain import run_keys
 from .progress import Reporter
 from .score import missing_networks, sets_to_score
-from .shards import join, shard_folder, shards
+from .shards import join, shard_folder, split_of
 from .signals import interruptible
 from .store import RunStore
 from .study import Cell
@@ -153,7 +153,7 @@ class Spread:
             if missing := [name for name in _pool(work, recipe) if not (self.cache / name).exists()]:
                 self._fail(work.cell.name, _Lacking(f"{len(missing)} networks of its pool are missing"))
                 continue
-            split = self._split(work, recipe)
+            split = split_of(recipe, work.data, self.shards)
             if split and recipe.budget.minutes is not None:
                 why = "a budget would end its shards at different steps; leave out --shards or budget.minutes"
                 self._fail(work.cell.name, UsageError(why))
@@ -176,14 +176,9 @@ class Spread:
     def _join(self) -> None:
         """Sets of which all shards are there."""
         for work, recipe, store in self._sets():
-            parts = [self._shard(store, classes) for classes in self._split(work, recipe)]
+            parts = [self._shard(store, classes) for classes in split_of(recipe, work.data, self.shards)]
             if parts and not store.distilled.exists() and all(part.distilled.exists() for part in parts):
                 join(store, parts)
-
-    def _split(self, work: Work, recipe: Recipe) -> list[tuple[int, ...]]:
-        """The classes of each shard of a cell; none where it is distilled whole."""
-        split = shards(work.data.spec.num_classes, self.shards)
-        return split if len(split) > 1 and recipe.build_method().independent_classes else []
 
     def _shard(self, store: RunStore, classes: tuple[int, ...]) -> RunStore:
         return RunStore(store.root / shard_folder(classes)) if classes else store

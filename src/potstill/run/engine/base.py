@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from ...errors import Interrupted, PotstillError, RunError, reason
+from ...machine.runtime import usable_threads
+from ...recipe import Recipe
 from ...spec import LabelledDataset
 from ..task import Files, Task, perform
 
@@ -39,9 +41,25 @@ class Engine(AbstractContextManager[Any], Protocol):
         """Tasks at once, at most."""
         ...
 
+    def at_once(self, threads: int = 1) -> int:
+        """How many tasks that each keep so many cores busy."""
+        ...
+
     def run(self, tasks: Sequence[Task], inputs: Mapping[str, bytes]) -> Iterator[Done]:
         """The tasks as they end, in any order. One that fails is told and does not keep the others from being done."""
         ...
+
+
+def places(engine: Engine | None, recipes: Iterable[Recipe]) -> tuple[int, int | None]:
+    """How many tasks of these recipes are done at once, and the threads of each where its recipe states none.
+
+    Without an engine one after another, with the threads of this process.
+    """
+    if engine is None:
+        return 1, None
+    stated = [recipe.runtime.threads for recipe in recipes]
+    workers = engine.at_once(max((threads for threads in stated if isinstance(threads, int)), default=1))
+    return workers, max(1, usable_threads() // engine.workers)
 
 
 def attempt(task: Task, inputs: Mapping[str, bytes], known: dict[str, LabelledDataset]) -> Told:

@@ -84,14 +84,21 @@ class Ray(AbstractContextManager["Ray"]):
             for reference in pending:  # only where the loop was left early
                 ray.cancel(reference, force=True)
 
+    def at_once(self, threads: int = 1) -> int:
+        cores = self._has("CPU") // min(threads, self._widest())
+        return max(1, min(cores, self._has("GPU") or cores))
+
+    def _widest(self) -> int:
+        """Cores of the largest node."""
+        return max((int(n["Resources"].get("CPU", 1)) for n in self._ray.nodes() if n["Alive"]), default=1)
+
     def _has(self, kind: str) -> int:
         """CPUs or GPUs of all nodes."""
         return int(self._ray.cluster_resources().get(kind, 0))
 
     def _takes(self, task: Task) -> dict[str, int]:
         """Of a node: cores for the threads that it states, and a GPU where there are any and it may use one."""
-        widest = max((int(n["Resources"].get("CPU", 1)) for n in self._ray.nodes() if n["Alive"]), default=1)
-        cores = {"CPU": min(task.threads, widest)}  # more than any node has would wait for ever
+        cores = {"CPU": min(task.threads, self._widest())}  # more than any node has would wait for ever
         return cores | ({"GPU": 1} if self._has("GPU") and task.device != "cpu" else {})
 
 

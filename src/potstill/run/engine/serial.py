@@ -19,6 +19,9 @@ class Serial(AbstractContextManager["Serial"]):
     def __exit__(self, *_: object) -> None:
         self._data.clear()
 
+    def at_once(self, threads: int = 1) -> int:
+        return 1
+
     def run(self, tasks: Sequence[Task], inputs: Mapping[str, bytes]) -> Iterator[Done]:
         for task in tasks:
             yield task, *attempt(task, inputs, self._data)

@@ -83,10 +83,12 @@ class Workers(AbstractContextManager["Workers"]):
             if busy:  # the loop was left early
                 self._end_all()
 
+    def at_once(self, threads: int = 1) -> int:
+        return self._most if threads == 1 else max(1, min(self._most, usable_threads() // threads))
+
     def _fit(self, tasks: Sequence[Task]) -> None:
         """As many workers as have cores for the threads that the tasks state, on other cores than before if need be."""
-        threads = max((task.threads for task in tasks), default=1)
-        fitting = self._most if threads == 1 else max(1, min(self._most, usable_threads() // threads))
+        fitting = self.at_once(max((task.threads for task in tasks), default=1))
         if fitting != self.workers:
             self._end_all()
             self.workers = fitting
