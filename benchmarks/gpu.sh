@@ -33,11 +33,11 @@ cell() { # NAME NETS recipe words: distilled, then scored
 paper=(--config dsdm/paper_schedule --dataset cifar10 --ipc 10 --factor 2 --data.normalisation measured)
 
 { run "$python" benchmarks/gpu_check.py --out "$out/check.json"; run "$python" benchmarks/replay.py --out "$out/replay.json"; } &
-{ cell lead_ipc10 3 --config dsdm_plus/lead_cifar10_ipc10; } &
-{ cell lead_ipc10_seed1 3 --config dsdm_plus/lead_cifar10_ipc10 --seed 1; } &
+{ cell lead_ipc10 3 --config dsdm_plus/cifar10_ipc10; } &
+{ cell lead_ipc10_seed1 3 --config dsdm_plus/cifar10_ipc10 --seed 1; } &
 { cell dsdm 5 "${paper[@]}"; } &
 { cell dsdm_code 5 "${paper[@]}" --fidelity code; } &
-{ cell ipc50 3 --config dsdm_plus/cifar10_ipc10 --ipc 50; } &
-{ for seed in 0 1; do cell "half_chroma_ipc1_seed$seed" 3 --config dsdm_plus/cifar10_ipc1_half_chroma --seed "$seed"; done; } &
-{ for ipc in 1 10; do cell "mix_ipc$ipc" 3 --config "dsdm_plus/cifar10_ipc${ipc}_half_chroma" --method random_mix; done; } &
+{ cell ipc50 3 --config dsdm_plus/cifar10_ipc50; } &
+{ for seed in 0 1; do cell "half_chroma_ipc1_seed$seed" 3 --config dsdm_plus/cifar10_ipc1 --seed "$seed"; done; } &
+{ for ipc in 1 10; do cell "mix_ipc$ipc" 3 --config "dsdm_plus/cifar10_ipc$ipc" --method random_mix; done; } &
 wait

@@ -47,8 +47,8 @@ PIPELINES = (
     Pipeline("potstill, the same schedule, fresh", "potstill", 10, 20, 10_000, 0),
     Pipeline("potstill, the same schedule, bank", "potstill", 10, 20, 160, 9840),
     Pipeline("potstill, dsdm/cifar10_ipc10", "potstill", 3, 6, 2000, 0),
-    Pipeline("potstill, dsdm_plus/cifar10_ipc10", "potstill", 3, 6, 144, 1356),
-    Pipeline("potstill, dsdm_plus/cifar10_ipc10 with pool.members 1", "potstill", 1, 6, 48, 1452),
+    Pipeline("potstill, dsdm_plus in tiles 2 x 2", "potstill", 3, 6, 144, 1356),
+    Pipeline("potstill, dsdm_plus in tiles 2 x 2 with pool.members 1", "potstill", 1, 6, 48, 1452),
 )
 
 
