@@ -76,7 +76,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     monkeypatch.setattr(sections, "SEARCH_MINUTES", 1000.0)
     monkeypatch.setattr(search, "distil_and_score", scored)
     monkeypatch.setattr(search, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    estimated = [SimpleNamespace(pool_seconds=30.0, distill_seconds=40.0, evaluate_seconds=20.0, seconds=90.0)]
+    estimated = [SimpleNamespace(distill_seconds=40.0, evaluate_seconds=20.0, seconds=90.0)]
     monkeypatch.setattr(search, "estimate", lambda *_, **__: estimated)
     monkeypatch.setattr(search, "timed", lambda *_: SimpleNamespace(distill_seconds=3600.0))
     return accuracy
@@ -263,12 +263,15 @@ def test_where_no_search_can_be_the_default_is_taken_and_a_line_says_why(
 
 
 def test_the_pool_is_told_to_be_no_part_of_the_budget(
-    many: LabelledDataset, store: RunStore, said: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One network was estimated at half a minute on 288 of the 360 images."""
+    many: LabelledDataset, store: RunStore, said: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(search.Timings, "pool_of", lambda _, recipe, data, runs: 30.0 * runs)
     given = {"pool__pretrained": True, "pool__members": 4}
-    settle(auto(**given), many, store, Reporter(), cache=store.root.parent)
-    assert "the pool of the run itself, 4 networks, takes about 2 min besides" in capsys.readouterr().err
+    settle(auto(budget__minutes=50, **given), many, store, Reporter(), cache=store.root.parent)
+    assert "the pool of the run, 4 networks, takes about 2.0 min besides the budget" in capsys.readouterr().err
+    settle(auto(**given), many, RunStore(store.root / "other"), Reporter(), cache=store.root.parent)
+    assert "besides" not in capsys.readouterr().err
 
 
 def test_one_class_leaves_nothing_to_tell_trials_apart(

@@ -35,6 +35,7 @@ from .pretrain import missing_runs
 from .progress import Reporter
 from .store import RunStore
 from .study import Cell, Study, claim, difference
+from .timing import Timings
 
 #: A share of the training split is held out, at most so many images; fewer than the least tell trials apart by chance.
 HELD_SHARE, MOST_HELD, LEAST_HELD = 0.2, 2_000, 50
@@ -79,6 +80,7 @@ def settle(
         if not known.open:
             return known
         _claim(recipe, store)
+        _tell_pool(recipe.by_default(data), data, reporter, cache)
         try:
             chosen = _search(recipe, data, store, reporter, cache)
         except Interrupted as error:
@@ -112,7 +114,6 @@ def _search(
     part = apart(data, held, samples_of(default, data))
     trials, variants = Trials(part, store, reporter, cache, budget), ways(default, part)
     takes = trials.first_take(variants)
-    _tell_pool(default, data, trials)
     if takes > budget:
         long = f"two trials take about {takes / 60:.1f} min, more than the {budget / 60:.1f} min of the search"
         return _default(recipe, data, f"{long}; for one use --overwrite and a larger --budget-minutes", trials.seconds)
@@ -124,13 +125,13 @@ def _search(
     return _record(_with_steps(best[1], data, trials.seconds), told, trials.seconds)
 
 
-def _tell_pool(recipe: Recipe, data: LabelledDataset, trials: Trials) -> None:
-    """That the run's own pool is no part of its budget, by what a trial's was estimated to take."""
-    missing = missing_runs(recipe, data, (trials.cache or default_cache()) / "pool")
-    minutes = trials.pool_seconds / 60 * missing * len(data.train) / len(trials.data.train)
-    if minutes >= 1:
-        takes = f"{missing} networks, takes about {minutes:.0f} min besides"
-        trials.reporter.say(f"auto: the pool of the run itself, {takes}")
+def _tell_pool(recipe: Recipe, data: LabelledDataset, reporter: Reporter, cache: Path | None) -> None:
+    """How long the run's own pool takes, where there is a budget: it is no part of that."""
+    missing = missing_runs(recipe, data, (cache or default_cache()) / "pool")
+    if recipe.budget.minutes is None or not (recipe.build_method().needs_pool and missing):
+        return
+    minutes = Timings(reporter).pool_of(recipe, data, missing) / 60
+    reporter.say(f"auto: the pool of the run, {missing} networks, takes about {minutes:.1f} min besides the budget")
 
 
 def _default(recipe: Recipe, data: LabelledDataset, why: str, spent: float = 0.0) -> dict[str, Any]:
@@ -253,8 +254,6 @@ class Trials:
         #: By name; None of a trial that failed.
         self.accuracy: dict[str, float | None] = log.get("accuracy", {})
         self.seconds = float(log.get("seconds", 0.0))
-        #: That its pool takes, as estimated in this process.
-        self.pool_seconds = 0.0
         #: That a trial takes for each decoded sample of a class.
         self._pace = float(log.get("seconds_per_sample", 0.0))
 
@@ -266,7 +265,6 @@ class Trials:
         first, *others = map(_short, variants.values())
         study = Study((Cell("a trial", "", first),))
         (found,) = estimate(study, lambda _: self.data, out=None, reporter=self.reporter, cache=self.cache)
-        self.pool_seconds = found.pool_seconds
         self._pace = (found.distill_seconds + found.evaluate_seconds) / samples_of(first, self.data)
         self._spent(started)
         return found.seconds + sum(self._takes(second) for second in others[:1])
