@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import torch
 
 from potstill.errors import PotstillError, RunError, UsageError
 from potstill.methods.dsdm import DSDM
+from potstill.recipe import resolve
 from potstill.report import collect
 from potstill.run.compare import Outcome, run_study
 from potstill.run.engine.base import Engine, lost
@@ -177,6 +179,49 @@ def test_a_task_of_any_kind_that_fails_is_noted_in_its_folder_until_it_succeeds(
         assert outcome.scores is not None and not (outcome.folder / "failure.json").exists()
 
 
+def test_tasks_tell_that_they_begin_and_how_far_they_are(engine: Engine, toy_dataset: LabelledDataset) -> None:
+    """A training run of 40 epochs; on Ray a task tells that it begins and no more."""
+    recipe = resolve(QUICK, {"pool": {"members": 1, "epochs": 40}})
+    name = data_name(toy_dataset)
+    task, heard = Task("member", "cell", recipe.to_dict(), name), list[tuple[Task, float | None]]()
+    sent = {name: pack_data(toy_dataset)}
+    ((_, told, seconds),) = engine.run([task], sent, lambda one, share: heard.append((one, share)))
+    assert not isinstance(told, PotstillError) and seconds > 0
+    shares = [share for _, share in heard]
+    assert all(one is task for one, _ in heard)
+    assert shares[0] is None and shares.count(None) == 1
+    if type(engine).__name__ != "Ray":
+        assert shares[1] == 0.0 and shares[1:] == sorted(shares[1:])  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        (Task("distil", "dm-seed0", {}, "d", classes=(3, 4, 5)), "dm-seed0 (classes 3-5)"),
+        (Task("distil", "dm-seed0", {}, "d"), "dm-seed0"),
+        (Task("member", "dm-seed0", {}, "d", 1), "dm-seed0 (pool network 2)"),
+        (Task("whole", "full_data", {}, "d", 2), "full_data (network 3)"),
+    ],
+)
+def test_a_task_is_named_by_its_cell_and_what_it_is_of_it(task: Task, name: str) -> None:
+    assert task.name == name
+
+
+def test_a_study_says_at_once_and_again_and_again_what_is_at_work(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("potstill.run.progress.PLAIN_EVERY", 0.06)
+    with find_engine("serial") as engine:
+        run(toy_dataset, tmp_path, engine, study("dsdm", steps=200), shards=2, reporter=Reporter())
+    lines = capsys.readouterr().err.splitlines()
+    assert "sets: 2 tasks by 1 worker" in lines and "pools: 2 tasks by 1 worker" in lines
+    at_work = [
+        line for line in lines if re.fullmatch(r"sets [01]/2(, .*)?  at work: \S+-seed0 \(classes .*\) \d+%.*", line)
+    ]
+    assert at_work and "left of the sets" in at_work[-1]
+    assert any(re.fullmatch(r"sets 2/2.* \(classes 1-2\) done; about 0 s left of the sets", line) for line in lines)
+
+
 def test_what_is_refused_claims_no_folder(engine: Engine, toy_dataset: LabelledDataset, tmp_path: Path) -> None:
     (cell,) = study("dsdm").cells
     pool = replace(cell.recipe.pool, network="convnet:depth=9")
@@ -237,9 +282,12 @@ class _Watched:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def run(self, tasks: Any, inputs: Any) -> Any:
+    def at_once(self, threads: int = 1) -> int:
+        return self.engine.at_once(threads)
+
+    def run(self, tasks: Any, inputs: Any, hear: Any) -> Any:
         self.tasks += tasks
-        return self.engine.run(tasks, inputs)
+        return self.engine.run(tasks, inputs, hear)
 
 
 # --- shards
@@ -293,7 +341,9 @@ def test_one_plan_gives_the_same_bytes_by_every_engine(
     assert sets_and_scores(tmp_path / "spread") == sets_and_scores(tmp_path / "serial")
 
 
-def test_shards_are_refused_where_they_cannot_be(toy_dataset: LabelledDataset, tmp_path: Path) -> None:
+def test_shards_are_refused_where_they_cannot_be(
+    toy_dataset: LabelledDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(UsageError, match="shards=2 without an engine"):
         run(toy_dataset, tmp_path, None, shards=2)
     (cell,) = study("dsdm").cells
@@ -301,9 +351,11 @@ def test_shards_are_refused_where_they_cannot_be(toy_dataset: LabelledDataset, t
     with find_engine("serial") as serial:
         (outcome,) = run(toy_dataset, tmp_path, serial, Study((cell,)), shards=2)
         assert "leave out --shards or budget.minutes" in outcome.failure
-        (outcome,) = run(toy_dataset, tmp_path / "dc", serial, study_of([QUICK, {"methods": {"dc": {"steps": 1}}}],
-                         methods=["dc"], ipcs=[1], seeds=[0]), shards=3)  # fmt: skip
+        cells = study_of([QUICK, {"methods": {"dc": {"steps": 1}}}], methods=["dc"], ipcs=[1], seeds=[0, 1])
+        outcome, _ = run(toy_dataset, tmp_path / "dc", serial, cells, shards=3, reporter=Reporter())
     assert outcome.failure == "" and "shards" not in RunStore(outcome.folder).require_set().provenance
+    told = "dc: its classes depend on each other, so --shards splits none of its sets"
+    assert capsys.readouterr().err.splitlines().count(told) == 1
 
 
 # --- what tasks are told apart by

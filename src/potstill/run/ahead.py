@@ -1,8 +1,9 @@
 """How long a study will still take: what was estimated of each part, at the pace that parts of its kind have shown.
 
 A part is what one cell needs of one kind: its pool, its search, its set, its networks. Parts are done one after another
-here, or as tasks by several workers, kind after kind. Where parts of a kind have ended, what they took over what was
-estimated of them is the kind's pace; before that it is the pace of all, and at first that of the estimate.
+here, or as tasks by several workers, kind after kind. What was seen of parts, whole ones or shares, over what was
+estimated of them is their pace: of those of one kind and method, before that of the kind, before that of all, and at
+first that of the estimate.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 #: In the order of the rounds of `run/spread`.
 KINDS = ("pools", "searches", "sets", "networks")
-#: A kind's pace counts so much of an average part as done at the pace of all, and that one so much of the whole as done
-#: at that of the estimate: short parts, which come first, say little of long ones.
+#: The pace of a task, a method or a kind counts so much of an average part as done at the pace that was supposed.
 PRIOR = 0.25
+#: That of all counts so much of the whole as done at that of the estimate: short parts say little of long ones.
+PRIOR_OF_ALL = 0.1
 #: What is left of a task that takes longer than expected, as a share of what was expected.
 OVERDUE = 0.1
 
@@ -28,6 +29,7 @@ class Part:
     """Seconds by estimate; the share that is done, that which was seen being done, and what it took.
 
     Attributes:
+        method: parts of one kind and method are estimated alike, and alike wrongly.
         group: parts that are done after one another here, before those of the next.
         pieces: tasks that it is made of.
         passes: times that its stage is gone through when it is done here: an evaluation for each of several sets.
@@ -36,6 +38,7 @@ class Part:
     cell: str
     kind: str
     seconds: float
+    method: str = ""
     group: int = 0
     pieces: int = 1
     passes: int = 1
@@ -49,6 +52,16 @@ class Part:
         return self.seconds * (1 - self.done)
 
 
+@dataclass
+class Running:
+    """A task at work: since when, when it last told something, and from which share it told that it goes on."""
+
+    part: Part
+    began: float
+    told: float
+    first: float | None = None
+
+
 class Ahead:
     """Parts in the order in which they are done."""
 
@@ -56,7 +69,8 @@ class Ahead:
         self.parts = [part for part in parts if part.seconds > 0]
         self.clock, self._workers = clock or time.perf_counter, workers
         self._said, self._said_at = "", -math.inf
-        self._kind, self._running, self._waiting = "", deque[tuple[Part, float]](), deque[Part]()
+        self._kind, self._blind = "", not self.parts
+        self._tasks, self._running = dict[str, Part](), dict[str, Running]()
         self._stage: tuple[Part, Part, float, float] | None = None
         self._group_began = self.clock()
 
@@ -94,75 +108,106 @@ class Ahead:
 
     # --- parts that are done as tasks by workers
 
-    def begin(self, kind: str, cells: Sequence[str], workers: int) -> None:
-        """A round of tasks, each of one of these cells; of other cells nothing of the kind is left to do."""
+    def begin(self, kind: str, tasks: Mapping[str, str], workers: int) -> None:
+        """A round of tasks in their order, by name with the cell that each is of; of other cells nothing is to do."""
+        cells = list(tasks.values())
         counts = {cell: cells.count(cell) for cell in cells}
-        known = dict[str, float]()
+        known, methods = dict[str, float](), dict[str, str]()
         for part in self.parts:
             if part.kind == kind:
                 known[part.cell] = known.get(part.cell, 0.0) + part.seconds
-        usual = sum(known.values()) / max(1, sum(counts[c] for c in counts if c in known)) if known else 0.0
+                methods[part.cell] = part.method
+        told = [cell for cell in counts if cell in known]
+        usual = sum(known[cell] for cell in told) / sum(counts[cell] for cell in told) if told else float(self._blind)
         for part in self.parts:
             if part.kind in KINDS[: KINDS.index(kind)]:
                 part.done = 1.0
         others = [part for part in self.parts if part.kind != kind]
-        tasks = [Part(cell, kind, known[cell] / counts[cell] if cell in known else usual) for cell in cells]
-        self.parts, self._kind, self._workers = others + tasks, kind, workers
-        self._waiting, self._running = deque(tasks), deque()
-        self._next()
+        self._tasks = {
+            name: Part(cell, kind, known[cell] / counts[cell] if cell in known else usual, methods.get(cell, ""))
+            for name, cell in tasks.items()
+        }
+        self.parts, self._kind, self._workers = [*others, *self._tasks.values()], kind, workers
+        self._running = {}
 
-    def end(self, kind: str, cell: str, seconds: float) -> None:
-        """A task of the round ended, which took a worker so long."""
-        found = next((entry for entry in self._running if entry[0].cell == cell), None)
-        if found is None:
+    def hear(self, name: str, share: float | None) -> None:
+        """A task of the round begins, perhaps again (None), or so much of it is done."""
+        now, part = self.clock(), self._tasks[name]
+        if share is None or name not in self._running:
+            self._running[name] = Running(part, now, now)
+            part.done = part.seen = part.took = 0.0
+        if share is None:
             return
-        self._running.remove(found)
-        part, _ = found
-        part.done = part.seen = 1.0
-        part.took = seconds
-        self._next()
+        task = self._running[name]
+        if task.first is None:  # what was before is no work on it
+            task.first, task.began = share, now
+        task.told, part.done = now, share
+        part.seen, part.took = share - task.first, now - task.began
 
-    def _next(self) -> None:
-        """Workers take the tasks in their order."""
-        while self._waiting and len(self._running) < self._workers:
-            self._running.append((self._waiting.popleft(), self.clock()))
+    def end(self, name: str, seconds: float, *, failed: bool = False) -> None:
+        """A task of the round ended, which took a worker so long; of one that failed that says nothing."""
+        part, task = self._tasks[name], self._running.pop(name, None)
+        part.done, part.took = 1.0, 0.0 if failed else seconds
+        part.seen = 0.0 if failed else 1.0 - ((task and task.first) or 0.0)
+
+    @property
+    def at_work(self) -> list[tuple[str, float]]:
+        """Names of the tasks that are at work, and what share of each is done."""
+        return [(name, task.part.done) for name, task in list(self._running.items())]
 
     # --- what is left
 
     def left(self) -> float:
-        """Seconds until all is done."""
+        """Seconds until all is done; until the end of the round where nothing was estimated."""
         known = [self._as_known(part) for part in self.parts]
-        overall = _pace(known, PRIOR * sum(part.seconds for part in known), 1.0)
+        overall = _pace(known, PRIOR_OF_ALL * sum(part.seconds for part in known), 1.0)
         total = 0.0
-        for kind in KINDS:
-            parts = [part for part in known if part.kind == kind]
-            if parts:
-                usual = sum(part.seconds for part in parts) / len(parts)
-                pace = _pace(parts, PRIOR * usual, overall)
-                total += self._left_of(kind, [part for part in self.parts if part.kind == kind], pace)
+        for kind in [self._kind] if self._blind else KINDS:
+            of_kind = [(part, seen) for part, seen in zip(self.parts, known, strict=True) if part.kind == kind]
+            usual = _pace([seen for _, seen in of_kind], self._prior([seen for _, seen in of_kind]), overall)
+            paces = {
+                method: _pace(alike, self._prior(alike), usual)
+                for method in {part.method for part, _ in of_kind}
+                for alike in [[seen for part, seen in of_kind if part.method == method]]
+            }
+            total += makespan(self._pieces(kind, [part for part, _ in of_kind], paces), self._workers)
         return total
 
+    def _prior(self, parts: Sequence[Part]) -> float:
+        """Seconds that a pace of these parts counts as if done at the pace that was supposed of them."""
+        return 0.0 if self._blind or not parts else PRIOR * sum(part.seconds for part in parts) / len(parts)
+
     def _as_known(self, part: Part) -> Part:
-        """A task that is at work for longer than was estimated takes at least so long."""
-        began = next((began for running, began in self._running if running is part), None)
-        elapsed = 0.0 if began is None else self.clock() - began
+        """A task that is at work for longer than was estimated, without a word, takes at least so long."""
+        task = next((task for task in list(self._running.values()) if task.part is part), None)
+        elapsed = self.clock() - task.began if task and not part.seen else 0.0
         return replace(part, seen=1.0, took=elapsed) if elapsed > part.seconds else part
 
-    def _left_of(self, kind: str, parts: Sequence[Part], pace: float) -> float:
+    def _pieces(self, kind: str, parts: Sequence[Part], paces: Mapping[str, float]) -> list[float]:
+        """Seconds that each task of a kind still takes, those at work first."""
         if kind != self._kind:
-            pieces = [pace * part.left / part.pieces for part in parts for _ in range(part.pieces)]
-            return makespan(pieces, self._workers)
-        now = self.clock()
-        running = [
-            max(pace * part.seconds - (now - began), OVERDUE * pace * part.seconds) for part, began in self._running
-        ]
-        return makespan([*running, *(pace * part.seconds for part in self._waiting)], self._workers)
+            return [paces[part.method] * part.left / part.pieces for part in parts for _ in range(part.pieces)]
+        now, running = self.clock(), list(self._running.values())
+        pieces = []
+        for task in running:
+            own = _pace([task.part], self._prior([task.part]), paces[task.part.method])
+            left = own * task.part.left
+            pieces.append(max(left - (now - task.told), OVERDUE * left))
+        at_work = {id(task.part) for task in running}
+        return pieces + [paces[part.method] * part.left for part in parts if id(part) not in at_work]
 
     def words(self) -> str:
-        """For the end of a line about something else; "" where nothing was estimated."""
+        """For the end of a line about something else; "" where nothing is known."""
         if self.parts and self.clock() - self._said_at >= 1:  # steps may take less than finding out
-            self._said, self._said_at = f"; in all about {span(self.left())} left", self.clock()
+            self._said, self._said_at = self._words(), self.clock()
         return self._said
+
+    def _words(self) -> str:
+        if not self._blind:
+            return f"; in all about {span(self.left())} left"
+        running = [task.part.seen for task in list(self._running.values())]
+        told = any(part.seen for part in self.parts) and all(running)
+        return f"; about {span(self.left())} left of the {self._kind}" if told else ""
 
 
 def _pace(parts: Sequence[Part], weight: float, prior: float) -> float:

@@ -35,6 +35,7 @@ class Estimate:
         members: training runs that its pool lacks; nets: networks of each evaluation, of which there are `sets`.
         shards: tasks that its set is made by.
         threads: cores that each of its tasks keeps busy.
+        method: that makes its set.
         run: the folder of its run, where that is not the cell's name.
     """
 
@@ -50,6 +51,7 @@ class Estimate:
     sets: int = 1
     shards: int = 1
     threads: int = 1
+    method: str = ""
     run: str = ""
 
     @property
@@ -67,7 +69,7 @@ class Estimate:
         run = self.run or self.cell
         return [
             Part(run, "pools", self.pool_seconds, pieces=self.members),
-            Part(run, "sets", self.distill_seconds, pieces=self.shards),
+            Part(run, "sets", self.distill_seconds, self.method, pieces=self.shards),
             Part(run, "networks", self.evaluate_seconds, pieces=self.nets * self.sets, passes=self.sets),
         ]
 
@@ -199,6 +201,7 @@ def timed(cell: Cell, data: LabelledDataset, timings: Timings | None = None, sha
         memory_mb=max(scoring.memory_mb, held.memory // 2**20),
         disk_mb=(held.state + (2 + len(recipe.saving.keep)) * held.stored) / 2**20,
         shards=max(1, len(split_of(recipe, data, shards))),
+        method=recipe.method_name,
     )
 
 

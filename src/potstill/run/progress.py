@@ -71,16 +71,16 @@ class Reporter:
         return watched
 
     @contextmanager
-    def beating(self, stage: Stage) -> Iterator[None]:
-        """While the block waits, tell now and then what is known of the time left."""
-        if self.quiet or self.ahead is None:
+    def beating(self, stage: Stage, note: Callable[[], str]) -> Iterator[None]:
+        """While the block waits, tell now and then what is known."""
+        if self.quiet:
             yield
             return
-        ended, words = Event(), self.ahead.words
+        ended = Event()
 
         def beat() -> None:
-            while not ended.wait(PLAIN_EVERY):
-                stage.tell(words().removeprefix("; "))
+            while not ended.wait(1.0 if self.bars else PLAIN_EVERY / 6):
+                stage.tell(note())
 
         thread = Thread(target=beat, daemon=True)
         thread.start()
@@ -114,6 +114,20 @@ class Reporter:
                 self.say(f"{name} {done}/{total}{told}  {note}".rstrip())
 
         return show
+
+
+class Telling(Reporter):
+    """Says nothing, and tells what share is done of the one stage that a task is known by."""
+
+    def __init__(self, stage: str, tell: Callable[[float], None]):
+        super().__init__(quiet=True)
+        self._stage, self._tell = stage, tell
+
+    @contextmanager
+    def stage(self, name: str, total: int, done: int = 0) -> Iterator[Stage]:
+        tell = self._tell if name == self._stage else lambda _: None
+        tell(done / max(1, total))
+        yield Stage(name, total, done, lambda n, _: tell(n / max(1, total)))
 
 
 class Stage:

@@ -29,6 +29,9 @@ from .store import RunStore
 from .study import Cell
 from .task import OF, Files, Task, data_name, pack_data, read_files
 
+#: Tasks at work that a line of progress names.
+MOST_NAMED = 4
+
 
 @dataclass(frozen=True, eq=False)
 class Work:
@@ -79,19 +82,34 @@ class Spread:
         return self.failures
 
     def _do(self, what: str, tasks: Iterable[Task]) -> None:
-        tasks = list(tasks)
-        self._ahead.begin(what, [task.cell for task in tasks], self.engine.workers)
-        if not tasks:
+        named = {task.key: task for task in tasks}
+        self._ahead.begin(what, {key: task.cell for key, task in named.items()}, self._at_once(named.values()))
+        if not named:
             return
-        with self.reporter.stage(what, len(tasks)) as stage, self.reporter.beating(stage):
-            for task, told, seconds in self.engine.run(tasks, _Inputs(self, tasks)):
-                self._ahead.end(what, task.cell, seconds)
-                if isinstance(told, PotstillError):
+        self.reporter.say(f"{what}: {_count(len(named), 'task')} by {_count(self._at_once(named.values()), 'worker')}")
+        with self.reporter.stage(what, len(named)) as stage, self.reporter.beating(stage, lambda: self._note(named)):
+            for task, told, seconds in self.engine.run([*named.values()], _Inputs(self, named.values()), self._hear):
+                failed = isinstance(told, PotstillError)
+                self._ahead.end(task.key, seconds, failed=failed)
+                if failed:
                     self.reporter.say(f"{task.cell}: {task.kind} failed: {told}")
                     self._fail(task.cell, told, f"{task.kind}: ")
                 else:
                     self._keep(task, told)
-                stage.advance(f"{task.cell}{self._ahead.words()}")
+                stage.advance(f"{task.name} done{self._ahead.words()}")
+
+    def _at_once(self, tasks: Iterable[Task]) -> int:
+        return self.engine.at_once(max((task.threads for task in tasks), default=1))
+
+    def _hear(self, task: Task, share: float | None) -> None:
+        self._ahead.hear(task.key, share)
+
+    def _note(self, tasks: Mapping[str, Task]) -> str:
+        """Which tasks are at work, how far they are, and the time left."""
+        at_work = self._ahead.at_work
+        shown = [f"{tasks[key].name} {share:.0%}" for key, share in at_work[:MOST_NAMED]]
+        more = [f"{len(at_work) - MOST_NAMED} more"] if len(at_work) > MOST_NAMED else []
+        return f"at work: {', '.join([*shown, *more]) or 'workers are starting'}{self._ahead.words()}"
 
     def _keep(self, task: Task, files: Files) -> None:
         store = RunStore(self.out / task.cell)
@@ -145,11 +163,16 @@ class Spread:
                 yield self._task("search", work, recipe)
 
     def _distillations(self) -> Iterator[Task]:
-        asked = set[str]()
+        asked, whole = set[str](), set[str]()
         for work, recipe, store in self._sets():
             if work.cell.name in asked or _finished(recipe, store):
                 continue
             asked.add(work.cell.name)
+            if self.shards > 1 and recipe.method_name not in whole and not recipe.build_method().independent_classes:
+                whole.add(recipe.method_name)
+                self.reporter.say(
+                    f"{recipe.method_name}: its classes depend on each other, so --shards splits none of its sets"
+                )
             if missing := [name for name in _pool(work, recipe) if not (self.cache / name).exists()]:
                 self._fail(work.cell.name, _Lacking(f"{len(missing)} networks of its pool are missing"))
                 continue
@@ -227,6 +250,11 @@ class Spread:
         return Task(kind, work.cell.name, recipe.to_dict(), data, index, inputs, classes, scores)
 
 
+def _count(number: int, what: str) -> str:
+    """`1 task`, `4 tasks`."""
+    return f"{number} {what}{'s' if number > 1 else ''}"
+
+
 class _Lacking(PotstillError):
     """Something that another task was to make is not there."""
 
@@ -253,7 +281,7 @@ def _pool(work: Work, recipe: Recipe) -> tuple[str, ...]:
 class _Inputs(Mapping[str, bytes]):
     """The inputs of tasks by their names, read when they are asked for."""
 
-    def __init__(self, spread: Spread, tasks: Sequence[Task]):
+    def __init__(self, spread: Spread, tasks: Iterable[Task]):
         self._spread = spread
         self._names = dict.fromkeys(name for task in tasks for name in (task.data, *task.inputs))
         self._data = {data_name(work.data): work.data for work in spread.works}

@@ -26,7 +26,7 @@ from ..sets.synthetic import SyntheticSet
 from ..spec import LabelledDataset
 from .distil import distill_run
 from .pretrain import pool_runtime, run_keys
-from .progress import Reporter
+from .progress import Reporter, Telling
 from .score import evaluate_full_data, evaluate_set
 from .search import settle
 from .store import RunStore
@@ -35,6 +35,8 @@ from .store import RunStore
 OF = "::"
 #: Files by their names below a folder.
 Files = Mapping[str, bytes]
+#: Told what share of a task is done, from where it goes on to the end.
+Tell = Callable[[float], None]
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,14 @@ class Task:
         return blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=12).hexdigest()
 
     @property
+    def name(self) -> str:
+        """For messages: the cell, and which of its tasks."""
+        if self.classes:
+            return f"{self.cell} (classes {self.classes[0]}-{self.classes[-1]})"
+        which = {"member": "pool network", "network": "network", "whole": "network"}.get(self.kind)
+        return f"{self.cell} ({which} {self.index + 1})" if which else self.cell
+
+    @property
     def threads(self) -> int:
         """Cores that it keeps busy: as many threads as its recipe states, or one of whoever does it."""
         threads = self.recipe.get("runtime", {}).get("threads", "auto")
@@ -92,12 +102,15 @@ def pack_data(data: LabelledDataset) -> bytes:
     return pickle.dumps(data)
 
 
-def perform(task: Task, inputs: Mapping[str, bytes], known: dict[str, LabelledDataset]) -> Files:
+def perform(
+    task: Task, inputs: Mapping[str, bytes], known: dict[str, LabelledDataset], tell: Tell = lambda _: None
+) -> Files:
     """Do it. The result is files: of the pool's cache, of the run's folder, or of its scores.
 
     Args:
         inputs: the bytes of all that the task names.
         known: data sets that this process has unpacked; the task's own is added.
+        tell: hears how far it is; a search tells nothing.
     Raises:
         RunError: this process runs another version of potstill than the study.
         PotstillError: what the stage raises.
@@ -112,7 +125,7 @@ def perform(task: Task, inputs: Mapping[str, bytes], known: dict[str, LabelledDa
         begun_here = task.kind == "distil" and name.startswith("run/") and (folder / name).exists()
         if not begun_here:  # what was done here goes further
             write_atomically(folder / name, inputs[named])
-    files = _KINDS[task.kind](task, resolve(task.recipe), known[task.data], folder)
+    files = _KINDS[task.kind](task, resolve(task.recipe), known[task.data], folder, tell)
     shutil.rmtree(folder, ignore_errors=True)
     return files
 
@@ -123,40 +136,55 @@ def read_files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
-def _member(task: Task, recipe: Recipe, data: LabelledDataset, folder: Path) -> Files:
-    runtime = pool_runtime(recipe, data)
+def _member(task: Task, recipe: Recipe, data: LabelledDataset, folder: Path, tell: Tell) -> Files:
+    runtime, epochs = pool_runtime(recipe, data), recipe.pool.training().epochs
     runtime.start()
     keys = run_keys(recipe, data)[task.index]
-    train_member(data.train, data.spec, recipe.pool.network, keys, folder / "pool", runtime)
+    tell(0.0)
+    train_member(
+        data.train,
+        data.spec,
+        recipe.pool.network,
+        keys,
+        folder / "pool",
+        runtime,
+        lambda epoch, _loss: tell(epoch / epochs),
+    )
     return {name: content for name, content in read_files(folder / "pool").items() if name.endswith(".safetensors")}
 
 
-def _search(task: Task, recipe: Recipe, data: LabelledDataset, folder: Path) -> Files:
+def _search(task: Task, recipe: Recipe, data: LabelledDataset, folder: Path, tell: Tell) -> Files:
     store = RunStore(folder / "run")
     settle(recipe, data, store, Reporter(quiet=True), cache=folder)
     return read_files(store.root)
 
 
-def _distil(task: Task, recipe: Recipe, data: LabelledDataset, folder: Path) -> Files:
-    store, quiet = RunStore(folder / "run"), Reporter(quiet=True)
-    distill_run(recipe, data, store, quiet, cache=folder, resume=True, classes=task.classes)
+def _distil(task: Task, recipe: Recipe, data: LabelledDataset, folder: Path, tell: Tell) -> Files:
+    store, telling = RunStore(folder / "run"), Telling("distill", tell)
+    distill_run(recipe, data, store, telling, cache=folder, resume=True, classes=task.classes)
     return read_files(folder / "run")
 
 
-def _network(task: Task, recipe: Recipe, data: LabelledDataset, folder: Path) -> Files:
+def _network(task: Task, recipe: Recipe, data: LabelledDataset, folder: Path, tell: Tell) -> Files:
     (named,) = task.inputs
     store, synthetic = RunStore(folder / "run"), SyntheticSet.load(folder / named.rpartition(OF)[2])
-    evaluate_set(synthetic, data, recipe, store, Reporter(quiet=True), only=task.index)
+    evaluate_set(synthetic, data, recipe, store, Telling("evaluate", _of_one(recipe, tell)), only=task.index)
     return read_files(store.scores)
 
 
-def _whole(task: Task, recipe: Recipe, data: LabelledDataset, folder: Path) -> Files:
+def _whole(task: Task, recipe: Recipe, data: LabelledDataset, folder: Path, tell: Tell) -> Files:
     store = RunStore(folder / "run")
-    evaluate_full_data(data, recipe, store, Reporter(quiet=True), only=task.index)
+    evaluate_full_data(data, recipe, store, Telling("full data", _of_one(recipe, tell)), only=task.index)
     return read_files(store.scores)
 
 
-_KINDS: Mapping[str, Callable[[Task, Recipe, LabelledDataset, Path], Files]] = {
+def _of_one(recipe: Recipe, tell: Tell) -> Tell:
+    """What is told of all networks, the others of which count as done, as it is of one."""
+    nets = recipe.evaluation.nets
+    return lambda share: tell(1 - nets * (1 - share))
+
+
+_KINDS: Mapping[str, Callable[[Task, Recipe, LabelledDataset, Path, Tell], Files]] = {
     "member": _member,
     "search": _search,
     "distil": _distil,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from ...errors import Interrupted, PotstillError, RunError, reason
 from ...machine.runtime import usable_threads
 from ...recipe import Recipe
 from ...spec import LabelledDataset
-from ..task import Files, Task, perform
+from ..task import Files, Task, Tell, perform
 
 #: Times that a task is begun again after its worker was lost.
 RETRIES = 2
@@ -20,6 +20,12 @@ RETRIES = 2
 Told = tuple[Files | PotstillError, float]
 #: The same with the task.
 Done = tuple[Task, Files | PotstillError, float]
+#: Hears that a task begins (None) and what share of it is done.
+Hear = Callable[[Task, float | None], None]
+
+
+def nobody(task: Task, share: float | None) -> None:
+    """Hears nothing."""
 
 
 class Unforeseen(RunError):
@@ -45,7 +51,7 @@ class Engine(AbstractContextManager[Any], Protocol):
         """How many tasks that each keep so many cores busy."""
         ...
 
-    def run(self, tasks: Sequence[Task], inputs: Mapping[str, bytes]) -> Iterator[Done]:
+    def run(self, tasks: Sequence[Task], inputs: Mapping[str, bytes], hear: Hear = nobody) -> Iterator[Done]:
         """The tasks as they end, in any order. One that fails is told and does not keep the others from being done."""
         ...
 
@@ -62,18 +68,20 @@ def places(engine: Engine | None, recipes: Iterable[Recipe]) -> tuple[int, int |
     return workers, max(1, usable_threads() // engine.workers)
 
 
-def attempt(task: Task, inputs: Mapping[str, bytes], known: dict[str, LabelledDataset]) -> Told:
+def attempt(
+    task: Task, inputs: Mapping[str, bytes], known: dict[str, LabelledDataset], tell: Tell = lambda _: None
+) -> Told:
     """The task's files or what went wrong in it, and how long it took."""
     started = time.perf_counter()
-    told = _files_or_error(task, inputs, known)
+    told = _files_or_error(task, inputs, known, tell)
     return told, time.perf_counter() - started
 
 
 def _files_or_error(
-    task: Task, inputs: Mapping[str, bytes], known: dict[str, LabelledDataset]
+    task: Task, inputs: Mapping[str, bytes], known: dict[str, LabelledDataset], tell: Tell
 ) -> Files | PotstillError:
     try:
-        return perform(task, inputs, known)
+        return perform(task, inputs, known, tell)
     except Interrupted:
         raise
     except PotstillError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from typing import Any
@@ -13,7 +14,7 @@ from ...errors import MissingExtra, RunError
 from ...machine.runtime import usable_threads
 from ...spec import LabelledDataset
 from ..task import Task
-from .base import RETRIES, Done, attempt, lost
+from .base import RETRIES, Done, Hear, attempt, lost, nobody
 
 #: What a cluster's head may take to answer, in seconds.
 SECONDS_TO_ANSWER = 5.0
@@ -57,7 +58,7 @@ class Ray(AbstractContextManager["Ray"]):
     def __exit__(self, *_: object) -> None:
         self._ray.shutdown()
 
-    def run(self, tasks: Sequence[Task], inputs: Mapping[str, bytes]) -> Iterator[Done]:
+    def run(self, tasks: Sequence[Task], inputs: Mapping[str, bytes], hear: Hear = nobody) -> Iterator[Done]:
         ray = self._ray
         takes = [self._takes(task) for task in tasks]
         self.workers = max(1, min(self._has(kind) // max(1, max(t[kind] for t in takes)) for kind in takes[0]))
@@ -69,10 +70,15 @@ class Ray(AbstractContextManager["Ray"]):
             needed = (task.data, *task.inputs)
             there = remote.options(num_cpus=taken["CPU"], num_gpus=taken.get("GPU", 0))
             pending[there.remote(task, needed, *(held[name] for name in needed))] = task
+        waiting = deque(tasks)  # Ray does not say when a task begins: in their order, as far as there are workers
+        for _ in range(min(self.workers, len(tasks))):
+            hear(waiting.popleft(), None)
         try:
             while pending:
                 (ready, *_), _ = ray.wait(list(pending))
                 task = pending.pop(ready)
+                if waiting:
+                    hear(waiting.popleft(), None)
                 try:
                     yield task, *ray.get(ready)
                 except ray.exceptions.RayTaskError as error:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 
 from ...spec import LabelledDataset
 from ..task import Task
-from .base import Done, attempt
+from .base import Done, Hear, attempt, nobody
 
 
 class Serial(AbstractContextManager["Serial"]):
@@ -22,6 +23,7 @@ class Serial(AbstractContextManager["Serial"]):
     def at_once(self, threads: int = 1) -> int:
         return 1
 
-    def run(self, tasks: Sequence[Task], inputs: Mapping[str, bytes]) -> Iterator[Done]:
+    def run(self, tasks: Sequence[Task], inputs: Mapping[str, bytes], hear: Hear = nobody) -> Iterator[Done]:
         for task in tasks:
-            yield task, *attempt(task, inputs, self._data)
+            hear(task, None)
+            yield task, *attempt(task, inputs, self._data, partial(hear, task))

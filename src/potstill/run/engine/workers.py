@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -15,9 +17,12 @@ from threading import Thread
 
 from ...machine.runtime import usable_cores, usable_threads
 from ...spec import LabelledDataset
-from ..task import Task
-from .base import RETRIES, Done, attempt, lost
+from ..task import Task, Tell
+from .base import RETRIES, Done, Hear, attempt, lost, nobody
 from .processes import SECONDS_TO_END, signals_held_back
+
+#: Seconds between what a worker tells of one task.
+TELL_EVERY = 1.0
 
 
 @dataclass(eq=False)
@@ -52,7 +57,7 @@ class Workers(AbstractContextManager["Workers"]):
             self._alive.clear()
             self._idle.clear()
 
-    def run(self, tasks: Sequence[Task], inputs: Mapping[str, bytes]) -> Iterator[Done]:
+    def run(self, tasks: Sequence[Task], inputs: Mapping[str, bytes], hear: Hear = nobody) -> Iterator[Done]:
         self._fit(tasks)
         waiting = deque((task, 0) for task in tasks)
         busy: dict[Connection, tuple[_Worker, Task, int]] = {}
@@ -65,10 +70,11 @@ class Workers(AbstractContextManager["Workers"]):
                     _send(worker, task, inputs)
                 for ready in wait(list(busy)):
                     assert isinstance(ready, Connection)
-                    worker, task, losses = busy.pop(ready)
+                    worker, task, losses = busy[ready]
                     try:
                         told = ready.recv()
                     except (EOFError, ConnectionError):
+                        del busy[ready]
                         self._alive.remove(worker)
                         _end(worker)
                         if losses < RETRIES:
@@ -77,6 +83,10 @@ class Workers(AbstractContextManager["Workers"]):
                             how = f"exit code {worker.process.exitcode}; -9 is often a lack of memory"
                             yield task, lost(task, how), 0.0
                         continue
+                    if not isinstance(told, tuple):
+                        hear(task, told)
+                        continue
+                    del busy[ready]
                     self._idle.append(worker)
                     yield task, *told
         finally:
@@ -147,7 +157,22 @@ def _serve(connection: Connection, threads: int, cores: list[int], gpu: str) -> 
     with suppress(EOFError, ConnectionError):
         while True:
             task, inputs = pickle.loads(connection.recv_bytes())
-            connection.send(attempt(task, inputs, known))
+            connection.send(None)  # it begins
+            connection.send(attempt(task, inputs, known, _now_and_then(connection)))
+
+
+def _now_and_then(connection: Connection) -> Tell:
+    """Tells the share of a task that is done, at most so often that nobody waits for it."""
+    last = -math.inf
+
+    def tell(share: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= TELL_EVERY:
+            last = time.monotonic()
+            with suppress(ConnectionError):  # whoever listened has ended, and soon so does this process
+                connection.send(share)
+
+    return tell
 
 
 def _end_with_the_parent() -> None:
