@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -495,6 +496,42 @@ def test_rows_of_two_machines_merge_and_a_copy_of_the_records_is_enough(
     code, _, _ = call("table4", "--collect", "--merge", str(tmp_path / "copy"), "-q", out="here")
     one, two, _ = cells_of(tmp_path / "here", "table4")
     assert code == 0 and (one["n_sets"], two["n_sets"]) == (2, 2)
+
+
+def test_seeds_are_sets_of_each_cell_of_table_1_wherever_they_were_made(call: Call, tmp_path: Path) -> None:
+    """Three sets of two cells, scored by two networks each; one machine made the first set, an engine the others."""
+    words = ["table1", "--only", "ipc=1,ipc=10,method=random", "--evaluation.nets", "2", "-q"]
+    assert call(*words, "--only", "dataset=digits", out="here")[0] == 0
+    assert call(*words, "--seeds", "3", "--engine", "serial", out="there")[0] == 0
+    runs = sorted(path.name for path in (tmp_path / "there" / RUNS).iterdir() if path.is_dir())
+    stems = {name.rpartition("-seed")[0] for name in runs}
+    assert {re.sub("-[0-9a-f]{12}$", "", stem) for stem in stems} == {"digits-ipc1-random", "digits-ipc10-random"}
+    assert runs == sorted(f"{stem}-seed{i}" for stem in stems for i in range(3))
+    for path in (tmp_path / "there" / RUNS).glob("*-seed0"):
+        shutil.rmtree(path)
+    assert call("table1", "--collect", "--merge", str(tmp_path / "there"), "-q", out="here")[0] == 0
+    made = [cell for cell in cells_of(tmp_path / "here", "table1") if cell["mean"] is not None]
+    assert {(c["cell"], c["ipc"], c["n_sets"], c["n_nets"]) for c in made} == {("random", ipc, 3, 2) for ipc in (1, 10)}
+    scores = [json.loads(p.read_text())["accuracy"] for o in ("here", "there") for p in
+              (tmp_path / o / RUNS).glob("digits-ipc1-*/scores/*.json")]  # fmt: skip
+    (mean,) = {cell["mean"] for cell in made if cell["ipc"] == 1}
+    assert len(scores) == 6 and mean == pytest.approx(sum(scores) / 6)
+
+
+def test_every_latex_table_has_as_many_cells_in_a_row_as_columns_and_nothing_unescaped(tmp_path: Path) -> None:
+    assert main(["reproduce", "all", "--collect", "--out", str(tmp_path), "-q"]) == 0
+    for name in TABLES:
+        text = (tmp_path / f"{name}.tex").read_text(encoding="utf-8")
+        assert text.count("\\begin{") == text.count("\\end{") and text.count("{") == text.count("}")
+        bare = text.replace("$\\pm$", "")
+        assert text.isascii() and not re.search(r"(?<!\\)[%$#_^~]", bare), name
+        columns = 0
+        for line in text.splitlines():
+            if found := re.fullmatch(r"\\begin\{tabular\}\{(lr+)\}", line):
+                columns = len(found[1])
+            if line.endswith(r"\\"):
+                assert len(re.split(r"(?<!\\)&", line)) == columns > 1, line
+                assert not line.startswith(("[", "*"))  # which would belong to the line break before
 
 
 def test_records_that_say_different_things_of_a_cell_are_refused_by_name(
