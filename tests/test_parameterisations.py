@@ -433,7 +433,8 @@ def test_colour_is_stored_at_half_chroma_where_the_smallest_class_can_start_it()
     colour = spec_of((3, 32, 32))
     assert suited(10, colour, images=80) == "half_chroma:luma=16,chroma=8"
     assert suited(10, colour, images=79) == "dct:luma=256,chroma=64"
-    assert suited(10, colour, images=78) == suited(10, spec_of(GRAY), images=6000) == "tiles"
+    assert suited(10, colour, images=78) == suited(10, spec_of(GRAY), images=40) == "tiles"
+    assert suited(10, colour, images=39) == suited(10, spec_of((1, 7, 9)), images=6000) == "tiles:rows=1,columns=1"
 
 
 def test_dsdm_plus_alone_stores_what_suits_the_data_and_a_factor_means_tiles(toy_colour: LabelledDataset) -> None:

@@ -246,6 +246,7 @@ def test_without_a_budget_steps_stay_and_the_run_has_none(
         ),
         ({"few": 20}, "half_chroma:luma=8,chroma=4", "60 training images are too few to hold some out for a search"),
         ({"few": 10}, "tiles", "30 training images are too few to hold some out for a search"),
+        ({"few": 30, "of": (2,)}, "half_chroma:luma=6,chroma=3", "a class of 30 training images is too small to hold"),
     ],
 )
 def test_where_no_search_can_be_the_default_is_taken_and_a_line_says_why(
@@ -253,7 +254,8 @@ def test_where_no_search_can_be_the_default_is_taken_and_a_line_says_why(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     if few := changes.pop("few", 0):
-        chosen = torch.cat([(many.train.labels == c).nonzero().flatten()[:few] for c in range(3)])
+        left = {c: few for c in changes.pop("of", range(3))}
+        chosen = torch.cat([(many.train.labels == c).nonzero().flatten()[: left.get(c)] for c in range(3)])
         many = replace(many, train=many.train.subset(chosen))
     settled = settle(auto(**changes), many, store, Reporter())
     assert settled.parameterisation == stored and not said["ran"]
@@ -361,8 +363,8 @@ def test_a_folder_with_another_run_is_refused_before_any_trial(
 def test_what_cannot_be_made_is_refused_before_any_trial(
     many: LabelledDataset, store: RunStore, said: dict[str, Any]
 ) -> None:
-    with pytest.raises(DataError, match="class 'a' has 120 training images, 400 needed"):
-        settle(auto(ipc=100), many, store, QUIET)
+    with pytest.raises(DataError, match="class 'a' has 120 training images, 200 needed"):
+        settle(auto(ipc=200), many, store, QUIET)
     assert not said["ran"] and not store.root.exists()
 
 

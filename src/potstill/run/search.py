@@ -26,7 +26,6 @@ from ..recipe import Recipe
 from ..recipe.sections import BudgetConfig, SavingConfig
 from ..seeding import generator
 from ..sets.parameterisations import Tiles, likely
-from ..sets.parameterisations.tiles import SMALLEST_TILE
 from ..spec import LabelledDataset
 from .cells import attempt, distil_and_score
 from .distil import check_recipe, read_asked_recipe, settled
@@ -112,6 +111,9 @@ def _search(
         few = f"{len(data.train)} training images are too few to hold some out for a search"
         return _default(recipe, data, few)
     part = apart(data, held, samples_of(default, data))
+    if samples_of(default, part) > part.smallest_class:
+        few = f"a class of {data.smallest_class} training images is too small to hold some out for a search"
+        return _default(recipe, data, few)
     trials, variants = Trials(part, store, reporter, cache, budget), ways(default, part)
     takes = trials.first_take(variants)
     if takes > budget:
@@ -121,7 +123,8 @@ def _search(
     best = best and trials.best(weights(*best))
     if best is None:
         return _default(recipe, data, "no trial came to an end, see the lines above", trials.seconds)
-    told = f"{_words(best[1])}: best of {len(trials.accuracy)} trials on {held:,} held-out training images"
+    tried = "1 trial" if len(trials.accuracy) == 1 else f"{len(trials.accuracy)} trials"
+    told = f"{_words(best[1])}: best of {tried} on {held:,} held-out training images"
     return _record(_with_steps(best[1], data, trials.seconds), told, trials.seconds)
 
 
@@ -185,22 +188,30 @@ def ways(recipe: Recipe, data: LabelledDataset) -> dict[str, Recipe]:
 
     In that order, for a slow machine comes no further than the first, and of equal ones the first is chosen.
     """
-    side, tiles = min(data.spec.shape[1:]), replace(recipe, parameterisation="tiles")
+    tiles = replace(recipe, parameterisation="tiles")
     tried = [recipe, *(replace(recipe, parameterisation=way) for way in likely(recipe.ipc, data.spec)), tiles]
-    # One whole image of a class has no spread to match.
-    counts = [n for n in (3, 1, 2, 4) if side // n >= SMALLEST_TILE and (n > 1 or recipe.ipc > 1)]
-    tried += [replace(tiles, factor=(n, n)) for n in counts]
+    tried += [replace(tiles, factor=(n, n)) for n in (3, 1, 2, 4)]
     found: dict[str, Recipe] = {}
     for variant in tried:
-        if variant is recipe or samples_of(variant, data) <= data.smallest_class:
+        if variant is recipe or _can_be(variant, data):
             found.setdefault(_name(variant), variant)
     return found
 
 
+def _can_be(recipe: Recipe, data: LabelledDataset) -> bool:
+    """Whether the data can be stored so: samples start from images of their own, and one alone has no spread."""
+    try:
+        recipe.way().check(data.spec)
+    except UsageError:
+        return False
+    return 1 < samples_of(recipe, data) <= data.smallest_class
+
+
 def _name(recipe: Recipe) -> str:
     """tiles3x3, half_chroma10, dct100."""
-    if recipe.parameterisation == "tiles":
-        return "tiles{}x{}".format(*recipe.factor)
+    way = recipe.way()
+    if isinstance(way, Tiles):
+        return "tiles{}x{}".format(*way.factor)
     return recipe.parameterisation.partition(",")[0].replace(":luma=", "")
 
 
@@ -271,16 +282,17 @@ class Trials:
 
     def best(self, variants: Mapping[str, Recipe]) -> tuple[str, Recipe] | None:
         """The first whose trial came within a standard error of the highest score; None where none scored."""
+        left_out = []
         for name, variant in variants.items():
             short = _short(variant)
             if name in self.accuracy:
                 continue
             if self.accuracy and self.seconds + self._takes(short) > self.budget:
-                self.reporter.say(
-                    f"trial {name}: left out, the {self.budget / 60:.1f} min of the search do not hold it"
-                )
+                left_out.append(name)
                 continue
             self._run(Cell(name, name, short))
+        if left_out:
+            self.reporter.say(f"left out of the {self.budget / 60:.1f} min of the search: {', '.join(left_out)}")
         scored = {name: accuracy for name in variants if (accuracy := self.accuracy.get(name)) is not None}
         if not scored:
             return None

@@ -8,6 +8,8 @@ from .tiles import SMALLEST_TILE
 
 #: IPC values below this one want more and smaller samples.
 FEW = 5
+#: Images as they are.
+WHOLE = "tiles:rows=1,columns=1"
 
 
 def likely(ipc: int, spec: DatasetSpec) -> list[str]:
@@ -29,10 +31,12 @@ def likely(ipc: int, spec: DatasetSpec) -> list[str]:
 
 
 def suited(ipc: int, spec: DatasetSpec, images: int) -> str:
-    """What to store where nothing is tried: the likeliest for colour, tiles elsewhere.
+    """What to store where nothing is tried: the likeliest for colour, else tiles of 2 x 2, else whole images.
 
     Args:
         images: of the smallest class, which must have one to start each sample from.
     """
     ways = likely(ipc, spec) if spec.shape[0] == 3 else []
-    return next((way for way in ways if parse(way).samples(ipc, spec) <= images), "tiles")
+    if min(spec.shape[1:]) >= 2 * SMALLEST_TILE and 4 * ipc <= images:
+        ways.append("tiles")  # of the recipe's factor, 2 x 2 where none is said
+    return next((way for way in ways if way == "tiles" or parse(way).samples(ipc, spec) <= images), WHOLE)
