@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import potstill
 from potstill.errors import DataError, UsageError
 from potstill.learning.pool import untrained
 from potstill.methods import Problem
 from potstill.methods.dsdm_plus import DSDMPlus, DSDMPlusConfig
 from potstill.methods.real_features import BankConfig
 from potstill.recipe import resolve
+from potstill.run.distil import read_run_recipe
+from potstill.run.store import RunStore
 from potstill.sets.export import export, read_pt
 from potstill.sets.parameterisations import PARAMETERISATIONS, Parameterisation, Tiles, likely, parse, suited
 from potstill.sets.parameterisations.dct import DCT
@@ -450,3 +454,18 @@ def test_dsdm_plus_alone_stores_what_suits_the_data_and_a_factor_means_tiles(toy
         tiles = resolve({"method": "dsdm_plus"}, {"parameterisation": "half_chroma:luma=6,chroma=3"}, over)
         assert tiles.way() == Tiles(3, 3)
     assert resolve({"factor": 3}, {"parameterisation": "dct:luma=9"}).way() == DCT(9)
+
+
+def test_a_run_where_nothing_is_said_is_that_of_the_recipe_it_came_to(
+    toy_colour: LabelledDataset, tmp_path: Path
+) -> None:
+    keys = {"ipc": 1, "pool.pretrained": False, "pool.members": 1, "runtime.device": "cpu", "runtime.compile": False}
+    method = {"name": "dsdm_plus", "steps": 2, "real_batch": 8, "bank_draws": 1}
+    given: dict[str, Any] = {"recipe": {**keys, "runtime.precision": "fp32", "method": method}, "cache": tmp_path}
+    run = potstill.distill(toy_colour, **given, out=tmp_path / "run")
+    assert run.synthetic.images.shape == (3, 14, 6 * 6 + 2 * 3 * 3)
+    assert read_run_recipe(RunStore(tmp_path / "run")).hash() == run.recipe.hash()
+    again = potstill.distill(toy_colour, **given, out=tmp_path / "run", resume=True)
+    named = potstill.distill(toy_colour, **given, parameterisation="half_chroma:luma=6,chroma=3")
+    assert torch.equal(again.synthetic.images, run.synthetic.images) and named.recipe.hash() == run.recipe.hash()
+    assert torch.equal(named.synthetic.images, run.synthetic.images)
