@@ -205,6 +205,16 @@ def test_the_hash_does_not_change_with_scoring_snapshots_budget_machine_and_a_po
     assert resolve(key).hash() == resolve({"method.name": key.get("method.name", "dsdm")}).hash()
 
 
+def test_a_budget_that_is_still_to_be_planned_for_stands_for_the_steps_in_the_hash() -> None:
+    def hash_of(**budget: Any) -> str:
+        return resolve({"method": {"name": "dm", "steps": 7}, "budget": budget}).hash()
+
+    assert len({hash_of(), hash_of(minutes=1, plan=True), hash_of(minutes=2, plan=True)}) == 3
+    assert hash_of(minutes=1, plan=True, planned=7) == hash_of()
+    random = {"method": "random", "budget": {"minutes": 1, "plan": True}}
+    assert not resolve(random).open and resolve(random).hash() == resolve({"method": "random"}).hash()
+
+
 def test_the_hash_of_a_method_without_a_pool_still_holds_the_network_it_uses() -> None:
     assert resolve({"method": "dm", "pool.network": "resnet10"}).hash() != resolve({"method": "dm"}).hash()
 
@@ -283,6 +293,8 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"budget.minutes": float("nan")}, "budget.minutes=nan", "above 0"),
     ({"budget.minutes": float("inf")}, "budget.minutes=inf", "above 0"),
     ({"budget.minutes": "long"}, "budget.minutes='long'", "a number or null"),
+    ({"budget.plan": True}, "budget.plan=true", "give budget.minutes"),
+    ({"budget": {"minutes": 1, "planned": 0}}, "budget.planned=0", "at least 1"),
     ({"saving.keep": 3}, "saving.keep=3", "a list of whole numbers"),
     ({"runtime.threads": "all"}, "runtime.threads='all'", "a whole number or auto"),
     ({"runtime.chunk": "big"}, "runtime.chunk='big'", "a whole number or auto"),

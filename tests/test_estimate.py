@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,24 @@ def test_uneven_steps_are_counted_by_their_passes(every: int, monkeypatch: pytes
     passes = method.passes(None)
     state, pace = timing.time_steps(method, None, passes)  # type: ignore[arg-type]
     assert state.step == 1 + timing.STEPS
-    assert pace.of(passes) == pytest.approx(60 + 1000 + 9 * (1000 - 1000 // every), rel=0.3 if every == 4 else 0.02)
+    assert pace.of(passes) == pytest.approx(60 + 1000 + 9 * (1000 - 1000 // every))
+
+
+def test_more_steps_are_timed_where_they_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: Uneven.now)
+    method: Any = Uneven(UnevenConfig(every=1, steps=50))
+    for least, steps in ((30.0, 1 + 30), (1e9, 50)):
+        assert timing.time_steps(method, None, 100, least=least)[0].step == steps  # type: ignore[arg-type]
+
+
+def test_work_of_a_cpu_is_counted_and_waiting_for_it_is_not() -> None:
+    works, waits = timing.Stopwatch(threads=1), timing.Stopwatch()
+    time.sleep(0.2)
+    assert works.lap() < 0.1 and waits.lap() >= 0.2
+    until = time.process_time() + 0.1
+    while time.process_time() < until:
+        pass
+    assert 0.1 <= works.lap() < 0.2
 
 
 def test_steps_of_unknown_passes_count_alike(monkeypatch: pytest.MonkeyPatch) -> None:

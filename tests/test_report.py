@@ -334,6 +334,16 @@ def test_a_run_cut_short_by_its_budget_is_a_row_that_says_so(make_run: MakeRun):
     assert "20 steps, or as many as 2.5 minutes allow, against 3 pre-trained networks" in page
 
 
+def test_runs_of_one_planned_budget_are_a_row_whatever_steps_it_came_to(make_run: MakeRun):
+    for seed, steps in enumerate((20, 21)):
+        given = {"budget": {"minutes": 2.5, "plan": True, "planned": steps}, "keys": {"steps": steps}}
+        folder = make_run(f"d{seed}", accuracies=(0.7,), distilled=make_set(seed=seed), seed=seed, **given)
+    (row,) = make_rows(collect(folder.parent))
+    assert (row.n, row.budget_minutes, row.stopped) == ("2 x 1", 2.5, "")
+    page = " ".join(parse(render_report(collect(folder.parent))).text.split())
+    assert "20 and 21 steps, planned for 2.5 minutes, against" in page
+
+
 def test_random_rows_come_first(collection: Path):
     assert [row.method for row in make_rows(collect(collection))] == ["random", "random_mix", "dsdm"]
 

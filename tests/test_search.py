@@ -22,6 +22,7 @@ from potstill.report import collect, make_rows
 from potstill.run import distil, search
 from potstill.run.compare import run_study
 from potstill.run.distil import distill_run, read_asked_recipe, read_run_recipe
+from potstill.run.plan import with_steps
 from potstill.run.progress import Reporter
 from potstill.run.search import apart, settle, ways, weights
 from potstill.run.store import RunStore
@@ -78,7 +79,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     monkeypatch.setattr(search, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     estimated = [SimpleNamespace(distill_seconds=40.0, evaluate_seconds=20.0, seconds=90.0)]
     monkeypatch.setattr(search, "estimate", lambda *_, **__: estimated)
-    monkeypatch.setattr(search, "timed", lambda *_: SimpleNamespace(distill_seconds=3600.0))
+    monkeypatch.setattr(search, "plan", lambda recipe, _, seconds: (with_steps(recipe, int(seconds / 3.6)), None))
     return accuracy
 
 
@@ -217,7 +218,7 @@ def test_a_search_runs_as_many_trials_as_its_minutes_hold(
     chosen = settle(auto(budget__minutes=6.5, method__steps=1000), many, store, QUIET)
     assert names(said) == [*EVERY[:3], "tiles1x1"]  # two samples fit still, as it seems
     assert chosen.budget.minutes == pytest.approx(6.5 - 4)
-    assert chosen.method.steps == int(0.9 * 2.5 / 60 * 1000)  # all of them would take an hour
+    assert chosen.method.steps == int(0.9 * 2.5 * 60 / 3.6)  # as long as a step takes
 
 
 def test_trials_that_take_longer_than_was_estimated_leave_out_others(
@@ -259,7 +260,7 @@ def test_where_no_search_can_be_the_default_is_taken_and_a_line_says_why(
         many = replace(many, train=many.train.subset(chosen))
     settled = settle(auto(**changes), many, store, Reporter())
     assert settled.parameterisation == stored and not said["ran"]
-    assert settled.method.steps == (2 if settled.budget.minutes is None else 1)  # planned all the same
+    assert settled.method.steps == 2  # though more would fit
     told = "tiles 2 x 2" if stored == "tiles" else stored
     assert f"auto: {told}, calibration weight 1 without a search: {why}" in capsys.readouterr().err
 
@@ -485,7 +486,7 @@ def test_a_dry_run_counts_the_search(many: LabelledDataset, monkeypatch: pytest.
         return timed(Cell("a", "a", recipe), many).distill_seconds
 
     five = timing.Pace(5.0, 0.0)
-    monkeypatch.setattr(timing, "time_steps", lambda method, problem, _: (method.init(problem), five))
+    monkeypatch.setattr(timing, "time_steps", lambda method, problem, *_: (method.init(problem), five))
     assert taken(auto()) == 5 + 600 and taken(auto(budget__minutes=4)) == 5 + 120
     assert taken(auto(parameterisation="tiles")) == 5 and taken(auto(method={"name": "random_mix"})) < 5
 

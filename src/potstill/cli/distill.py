@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
         "recipe_hash": synthetic.provenance["recipe_hash"],
         "images": list(synthetic.images.shape),
         "numbers_stored": synthetic.numbers_stored,
-        **{key: synthetic.provenance[key] for key in ("search",) if key in synthetic.provenance},
+        **{key: synthetic.provenance[key] for key in ("search", "plan") if key in synthetic.provenance},
         **{k: v for k, v in store.read_json("times.json").items() if k != "schema_version"},
     }
     shared.show(options, result, f"{store.distilled}\nnext: potstill evaluate {store.root}")

@@ -81,6 +81,8 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
         "learning rate has not come to its end. With --parameterisation auto half of it is the search's"
     )
     add_key(parser, "--budget-minutes", "budget.minutes", type=number, metavar="M", help=text)
+    text = "settle the steps before the run to as many as the budget holds, instead of cutting the run where it ends"
+    add_key(parser, "--budget-plan", "budget.plan", action="store_const", const=True, help=text)
 
 
 def add_keep_snapshots(parser: argparse.ArgumentParser, text: str) -> None:
@@ -201,7 +203,7 @@ def print_estimates(options: argparse.Namespace, found: Sequence[Estimate], work
 
     heads = ("cell", "stands", "pool, s", "distil, s", "evaluate, s", "memory, MB", "disk, MB")
     lines = [
-        (e.cell, e.stands, *(f"{s:,.0f}" for s in (e.pool_seconds, e.distill_seconds, e.evaluate_seconds)),
+        (e.cell, _stands(e), *(f"{s:,.0f}" for s in (e.pool_seconds, e.distill_seconds, e.evaluate_seconds)),
          f"{e.memory_mb:,}", f"{e.disk_mb:,.1f}")
         for e in found
     ]  # fmt: skip
@@ -223,6 +225,10 @@ def print_estimates(options: argparse.Namespace, found: Sequence[Estimate], work
         "disk_mb": disk,
     }
     show(options, record, "\n".join([*rows, total]))
+
+
+def _stands(found: Estimate) -> str:
+    return f"{found.stands}, {found.planned:,} steps planned" if found.planned else found.stands
 
 
 # --- types of option values

@@ -199,20 +199,31 @@ class BudgetConfig:
     """What distilling may take.
 
     Attributes:
-        minutes: of its own, over all resumes, without the pool; null for all steps. A decay planned over all steps is
-            cut where the budget ends, not shortened. With parameterisation auto the search before the run may take half
-            of them, its pool included (10 where they are null), and the steps are planned for what it leaves.
+        minutes: of its own, over all resumes, without the pool; null for all steps. Unless `plan`, a run ends where
+            they do, and a decay planned over all steps is cut, not shortened. With parameterisation auto the search
+            before the run may take half of them, its pool included (10 where they are null), and the steps are planned
+            for what it leaves, at most the method's own.
+        plan: settle the steps before the run, from a few that are timed, to as many as the minutes hold: fewer or more
+            than the method's own number, which decays and loops then follow. The run takes them all, however long they
+            prove to be. On a CPU minutes are of its work, whatever else keeps it busy.
+        planned: the steps that were settled on; recorded before the run, null until then.
     """
 
     minutes: float | None = None
+    plan: bool = False
+    planned: int | None = None
 
     def __post_init__(self) -> None:
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise UsageError(f"minutes={self.minutes:g}: need a number of minutes above 0")
+        if self.plan and self.minutes is None:
+            raise UsageError("plan=true: there are no minutes to plan for; give budget.minutes, or leave it out")
+        at_least(self, 1, "planned", of="step")
 
     @property
     def seconds(self) -> float:
-        return math.inf if self.minutes is None else 60 * self.minutes
+        """After which a run is cut."""
+        return math.inf if self.minutes is None or self.plan else 60 * self.minutes
 
     @property
     def search_seconds(self) -> float:
@@ -222,7 +233,7 @@ class BudgetConfig:
         """What a search of so many seconds leaves: a quarter at least, for its last trial is always finished."""
         if self.minutes is None:
             return self
-        return BudgetConfig(max(self.minutes - seconds / 60, self.minutes / 4))
+        return replace(self, minutes=max(self.minutes - seconds / 60, self.minutes / 4))
 
 
 @dataclass(frozen=True)
@@ -294,10 +305,11 @@ class Recipe:
         That is: the training data by their fingerprint (by their name until they are read), the method and its keys,
         and the pool where the method has one. Not: how the set is scored and snapshots are kept, the machine's choices
         (`runtime`), and the name of a preset, whose keys are there. Where a budget ends depends on the machine: it
-        cuts the sequence of sets that this addresses, and the set says at which step.
+        cuts the sequence of sets that this addresses, and the set says at which step; one that is still to be planned
+        for stands for the steps.
         """
         record = self.to_dict()
-        for name in ("evaluation", "saving", "budget", "runtime", "fidelity"):
+        for name in ("evaluation", "saving", "runtime", "fidelity", *(() if self.unplanned else ("budget",))):
             del record[name]
         if self.data.fingerprint:
             del record["data"]["name"], record["data"]["holdout"], record["data"]["size"]
@@ -322,12 +334,22 @@ class Recipe:
 
     @property
     def open(self) -> bool:
+        """Whether something is settled before the run: what is stored, by a search, or the steps, by a plan."""
+        return self.unsearched or self.unplanned
+
+    @property
+    def unsearched(self) -> bool:
         """Whether a search has still to say what is stored."""
         return self.parameterisation == AUTO
 
+    @property
+    def unplanned(self) -> bool:
+        """Whether the steps have still to be planned for the budget; a method without any has none to plan."""
+        return self.budget.plan and self.budget.planned is None and self.build_method().steps > 0
+
     def by_default(self, data: LabelledDataset) -> Recipe:
         """The recipe as it is on the data without a search."""
-        way = METHODS[self.method_name].stores if self.open else self.parameterisation
+        way = METHODS[self.method_name].stores if self.unsearched else self.parameterisation
         return replace(self, parameterisation=way).on(data)
 
     def build_method(self) -> Method[Any]:

@@ -169,6 +169,12 @@ class RunRecord:
     def budget_minutes(self) -> float | None:
         return (self.config.get("budget") or {}).get("minutes")
 
+    @property
+    def planned(self) -> bool:
+        """Whether its steps were planned for its budget, which then cuts nothing."""
+        planned = (self.config.get("budget") or {}).get("planned")
+        return planned is not None and planned == self.steps_planned
+
     @of_the_set
     def stopped(self) -> str:
         """Where a budget cut the run short, in words; "" where it did not."""

@@ -140,7 +140,10 @@ def group_runs(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
         same = {k: v for k, v in record.config.items() if k not in ("seed", "evaluation", "saving", "budget")}
-        subject = [record.label, record.cell.get("holdout"), record.budget_minutes, record.dataset, record.fingerprint]
+        if record.planned:  # for one budget, from times that are not the same twice
+            same["method"] = {k: v for k, v in record.config["method"].items() if k != "steps"}
+        subject = [record.label, record.cell.get("holdout"), record.dataset, record.fingerprint]
+        subject += [record.budget_minutes, record.planned]
         key = json.dumps([same, *subject, record.stored_bits], sort_keys=True, default=str)
         groups.setdefault(key, []).append(record)
     return sorted(groups.values(), key=lambda group: (_subject(group[0]), _rank(group[0].method), group[0].name))

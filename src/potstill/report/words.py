@@ -59,8 +59,10 @@ def describe_runs(group: Sequence[RunRecord]) -> str:
     if record.numbers_stored:
         text += f", {record.numbers_stored:,} numbers in all"
     if record.steps_planned:
-        text += f"; {record.steps_planned:,} steps"
-        if record.budget_minutes is not None:
+        text += f"; {_listed(_unique(f'{r.steps_planned:,}' for r in group))} steps"
+        if record.planned:
+            text += f", planned for {record.budget_minutes:g} minutes,"
+        elif record.budget_minutes is not None:
             text += f", or as many as {record.budget_minutes:g} minutes allow,"
         pool = record.config.get("pool")
         if isinstance(pool, dict) and pool.get("members") and _draws_from_pool(record.method):

@@ -51,6 +51,8 @@ def distill_run(
         RunError: a loss that is not finite; the last good snapshot stays.
         Interrupted: SIGINT or SIGTERM; a snapshot was written.
     """
+    if recipe.unplanned:
+        raise UsageError("budget.plan=true: potstill distill and compare plan, nothing else does; give method.steps")
     recipe, method = recipe.on(data), recipe.build_method()
     if overwrite or not store.distilled.exists():
         check_recipe(recipe, data, cache)
@@ -102,8 +104,10 @@ def check_kept_steps(*recipes: Recipe) -> None:
     """Refuse a step to keep the set of that no run comes to: of a comparison's, the shorter ones end before.
 
     Raises:
-        UsageError: it lies beyond the steps of all; a method without any has none to keep.
+        UsageError: it lies beyond the steps of all, once they are known; a method without any has none to keep.
     """
+    if any(recipe.unplanned for recipe in recipes):
+        return
     steps = max((recipe.build_method().steps for recipe in recipes), default=0)
     beyond = [step for recipe in recipes for step in recipe.saving.keep if step > steps]
     if steps and beyond:
@@ -280,9 +284,10 @@ def _first_state(method: Method[Any], problem: Problem, store: RunStore) -> Stat
 
 def _result(recipe: Recipe, method: Method[Any], problem: Problem, state: State, store: RunStore) -> SyntheticSet:
     synthetic = method.result(problem, state)
-    search = store.read_json("search/chosen.json").get("told")
+    chosen = store.read_json("search/chosen.json")
+    told = {"search": chosen.get("told"), "plan": chosen.get("plan")}
     facts = {"method": recipe.method_name, "fidelity": recipe.fidelity, "recipe_hash": recipe.hash()}
-    facts |= {"search": str(search)} if search else {}
+    facts |= {key: str(text) for key, text in told.items() if text}
     return replace(synthetic, provenance={**synthetic.provenance, **facts})
 
 
@@ -319,25 +324,25 @@ def read_run_recipe(store: RunStore) -> Recipe:
 
 
 def read_asked_recipe(store: RunStore) -> Recipe:
-    """What a run was asked for: its recipe, or that from before its search."""
+    """What a run was asked for: its recipe, or that from before its search or plan."""
     return resolve(read_recipe(store.asked)) if store.asked.exists() else read_run_recipe(store)
 
 
 def settled(recipe: Recipe, store: RunStore) -> Recipe:
-    """The recipe with what the search in `store` chose for it; still open where there was none.
+    """The recipe with what a search or a plan in `store` chose for it; still open where there was none.
 
     Raises:
-        DataError: the search's file is damaged.
+        DataError: the file of it is damaged.
     """
     method = recipe.build_method()
-    if recipe.open and not (method.steps and method.uses_factor):  # nothing to try, as for Random rows
-        return replace(recipe, parameterisation="tiles")
+    if recipe.unsearched and not (method.steps and method.uses_factor):  # nothing to try, as for Random rows
+        recipe = replace(recipe, parameterisation="tiles")
     record = store.read_json("search/chosen.json") if recipe.open else {}
     if record.get("asked") != recipe.hash():
         return recipe
     try:
         chosen = resolve(recipe.to_dict(), record["keys"])
-        return replace(chosen, budget=recipe.budget.after_search(float(record["seconds"])))
+        return replace(chosen, budget=chosen.budget.after_search(float(record["seconds"])))
     except (AttributeError, KeyError, TypeError, ValueError, UsageError) as error:
         raise DataError(f"{store.chosen}: damaged ({error}); delete it to search again") from error
 

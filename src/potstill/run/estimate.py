@@ -17,7 +17,8 @@ from ..machine.runtime import usable_threads
 from ..recipe import Recipe
 from ..spec import LabelledDataset
 from .ahead import Ahead, Part
-from .distil import passes_of
+from .distil import passes_of, settled
+from .plan import amount, steps_in, with_steps
 from .pretrain import missing_runs
 from .progress import Reporter
 from .score import missing_networks
@@ -37,6 +38,7 @@ class Estimate:
         threads: cores that each of its tasks keeps busy.
         method: that makes its set.
         run: the folder of its run, where that is not the cell's name.
+        planned: steps that its budget holds, where they are planned for it.
     """
 
     cell: str
@@ -53,6 +55,7 @@ class Estimate:
     threads: int = 1
     method: str = ""
     run: str = ""
+    planned: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -112,7 +115,7 @@ def estimate(
         PotstillError: the only cell cannot be run; of several, such a one stands as `fails: ...`.
     """
     data, timings, pools = load_cells(study, load), timings or Timings(reporter), set[Any]()
-    cells = [replace(cell, recipe=on_threads(cell.recipe, threads)) for cell in study.cells]
+    cells = [replace(cell, recipe=on_threads(_settled(cell, data[cell.name], out), threads)) for cell in study.cells]
     alone, known, found = len(cells) == 1, dict[str, Estimate](), dict[str, Estimate]()
     for cell in sorted(cells, key=lambda cell: _work(cell, data[cell.name])):  # a kind is timed on its smallest
         stands = _stands(cell, RunStore(out / cell.name) if out else None)
@@ -131,6 +134,12 @@ def estimate(
             seconds = timings.pool_of(cell.recipe, data[cell.name], runs)
             found[cell.name] = replace(found[cell.name], pool_seconds=seconds, members=max(1, runs))
     return [found[cell.name] for cell in cells]
+
+
+def _settled(cell: Cell, data: LabelledDataset, out: Path | None) -> Recipe:
+    """The cell's recipe with what an earlier call settled of it."""
+    store = RunStore(out / cell.name) if out else None
+    return settled(cell.recipe.on(data), store) if store and store.chosen.exists() else cell.recipe
 
 
 def on_threads(recipe: Recipe, threads: int | None) -> Recipe:
@@ -189,15 +198,21 @@ def _timed_or_failed(
 
 
 def timed(cell: Cell, data: LabelledDataset, timings: Timings | None = None, shards: int = 1) -> Estimate:
-    """A cell's distillation and scores; where its recipe is left open, by default, and with the search before it."""
+    """A cell's distillation and scores: with planned steps, and with a search before what it leaves to that."""
     timings = timings or Timings(Reporter(quiet=True))
     recipe, method = cell.recipe.by_default(data), cell.recipe.build_method()
-    searched = cell.recipe.open and method.steps and method.uses_factor
+    searched = cell.recipe.unsearched and method.steps and method.uses_factor
+    search_seconds = recipe.budget.search_seconds if searched else 0.0
     seconds, held = timings.set_of(recipe, data)
+    planned, left = None, recipe.budget.after_search(search_seconds).minutes
+    if recipe.unplanned and left:
+        planned = steps_in(60 * left, held.pace, recipe, data)
+        seconds = held.pace.of(amount(with_steps(recipe, planned), data))
     scoring = scored(cell, "new", data, timings)
     return replace(
         scoring,
-        distill_seconds=seconds + (recipe.budget.search_seconds if searched else 0.0),
+        distill_seconds=seconds + search_seconds,
+        planned=planned,
         memory_mb=max(scoring.memory_mb, held.memory // 2**20),
         disk_mb=(held.state + (2 + len(recipe.saving.keep)) * held.stored) / 2**20,
         shards=max(1, len(split_of(recipe, data, shards))),

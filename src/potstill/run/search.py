@@ -1,4 +1,4 @@
-"""`parameterisation: auto`: what a class's budget holds and how it is distilled, settled by short trials before a run.
+"""What a recipe leaves open, settled before its run: by short trials what is stored (`auto`), by a plan the steps.
 
 A trial is a cell of a study in `RUN/search`: a short distillation, scored on training images that neither it nor its
 pool saw. The test split has no part in it. Trials come in a fixed order, as many as the minutes of the search allow:
@@ -29,7 +29,8 @@ from ..sets.parameterisations import Tiles, likely
 from ..spec import LabelledDataset
 from .cells import attempt, distil_and_score
 from .distil import check_recipe, read_asked_recipe, settled
-from .estimate import estimate, timed
+from .estimate import estimate
+from .plan import plan, with_steps
 from .pretrain import missing_runs
 from .progress import Reporter
 from .store import RunStore
@@ -44,10 +45,12 @@ PART, PART_OF_CLASS = 5_000, 100
 STEPS, EPOCHS, NETS, DRAWS = 150, 200, 1, 2
 #: Calibration weights tried beside the recipe's own, as shares of it.
 CALIBRATION = (0.5, 0.25)
-#: What steps are planned for of the time that a budget leaves: an estimate may be short.
+#: What steps are planned for of the time that a budget leaves where it cuts the run: an estimate may be short.
 PLANNED = 0.9
 #: What the trials gave and took so far, in the folder of the search.
 LOG = "search/trials.json"
+#: A recipe that a search chose, why, and the seconds that it took.
+Found = tuple[Recipe, str, float]
 
 
 def settle(
@@ -59,10 +62,10 @@ def settle(
     cache: Path | None = None,
     overwrite: bool = False,
 ) -> Recipe:
-    """The recipe with nothing left open for a run in `store`: by the search there, which is made or gone on with.
+    """The recipe with nothing left open for a run in `store`: by the search and plan there, made or gone on with.
 
     Raises:
-        UsageError: the folder holds a run, or a search, of another recipe.
+        UsageError: the folder holds a run, a search or a plan of another recipe.
         Interrupted: by a signal; the same call goes on.
     """
     recipe = recipe.on(data)
@@ -78,31 +81,76 @@ def settle(
         known = settled(recipe, store)
         if not known.open:
             return known
-        _claim(recipe, store)
-        _tell_pool(recipe.by_default(data), data, reporter, cache)
+        _claim(known, store)
         try:
-            chosen = _search(recipe, data, store, reporter, cache)
+            record = _settle(known, data, store, reporter, cache)
         except Interrupted as error:
             again = f"go on with: potstill distill --resume {store.root}"
-            raise Interrupted(f"interrupted while searching what to store; {again}") from error
-        reporter.say(f"auto: {chosen['told']}")
-        store.write_json("search/chosen.json", {"asked": recipe.hash(), **chosen})
+            raise Interrupted(f"interrupted while settling what the recipe leaves open; {again}") from error
+        store.write_json("search/chosen.json", {"asked": known.hash(), **record})
     return settled(recipe, store)
 
 
 def _claim(recipe: Recipe, store: RunStore) -> None:
     if store.asked.exists() and (there := read_asked_recipe(store)).hash() != recipe.hash():
-        asked = f"holds a search for a recipe with {difference(there, recipe)}"
+        asked = f"holds a {_how(there)} for a recipe with {difference(there, recipe)}"
         raise UsageError(f"{store.root}: {asked}; use another --out or --overwrite")
     if store.config.exists():
-        raise UsageError(f"{store.root}: holds a run that no search came before; use another --out or --overwrite")
+        how = _how(recipe)
+        raise UsageError(f"{store.root}: holds a run that no {how} came before; use another --out or --overwrite")
     write_atomically(store.asked, recipe.to_yaml())
 
 
-def _search(
+def _how(recipe: Recipe) -> str:
+    """It is settled."""
+    return "search" if recipe.unsearched else "plan"
+
+
+def _settle(
     recipe: Recipe, data: LabelledDataset, store: RunStore, reporter: Reporter, cache: Path | None
 ) -> dict[str, Any]:
-    """What was chosen: the keys, the seconds that it took, and both in words."""
+    """What was settled: the keys, the seconds that trials took, and in words what they and the plan came to."""
+    chosen, told, seconds = recipe, "", 0.0
+    if recipe.unsearched:
+        _tell_pool(recipe.by_default(data), data, reporter, cache)
+        chosen, told, seconds = _search(recipe, data, store, reporter, cache)
+        reporter.say(f"auto: {told}")
+    chosen, planned = _planned(chosen, data, seconds)
+    if planned:
+        reporter.say(f"plan: {planned}")
+    return {"keys": _keys(chosen), "told": told, "plan": planned, "seconds": round(seconds, 1)}
+
+
+def _keys(chosen: Recipe) -> dict[str, Any]:
+    calibration = getattr(chosen.method, "calibration_weight", None)
+    return {
+        "parameterisation": chosen.parameterisation,
+        "factor": list(chosen.factor),
+        "method.steps": chosen.method.steps,
+        "budget.planned": chosen.budget.planned,
+        **({} if calibration is None else {"method.calibration_weight": calibration}),
+    }
+
+
+def _planned(recipe: Recipe, data: LabelledDataset, spent: float) -> tuple[Recipe, str]:
+    """The recipe with the steps that fit into what a search leaves of its budget, and in words where it is a plan.
+
+    After a search alone they are at most its own, and fewer than fit: a budget that is not planned for cuts the run.
+    """
+    left = recipe.budget.after_search(spent)
+    if left.minutes is None:
+        return recipe, ""
+    if not left.plan:
+        most, _ = plan(recipe, data, PLANNED * 60 * left.minutes)
+        return with_steps(recipe, min(recipe.method.steps, most.method.steps)), ""
+    fitting, timed = plan(recipe, data, 60 * left.minutes)
+    steps = fitting.method.steps
+    words = f"{steps:,} steps for {left.minutes:.3g} min of distilling, from {timed} that were timed"
+    return replace(fitting, budget=replace(recipe.budget, planned=steps)), words
+
+
+def _search(recipe: Recipe, data: LabelledDataset, store: RunStore, reporter: Reporter, cache: Path | None) -> Found:
+    """What was chosen, why, and the seconds that it took."""
     default, budget = recipe.by_default(data), recipe.budget.search_seconds
     held = min(MOST_HELD, int(HELD_SHARE * len(data.train)))
     if data.spec.num_classes < 2:
@@ -125,7 +173,7 @@ def _search(
         return _default(recipe, data, "no trial came to an end, see the lines above", trials.seconds)
     tried = "1 trial" if len(trials.accuracy) == 1 else f"{len(trials.accuracy)} trials"
     told = f"{_words(best[1])}: best of {tried} on {held:,} held-out training images"
-    return _record(_with_steps(best[1], data, trials.seconds), told, trials.seconds)
+    return best[1], told, trials.seconds
 
 
 def _tell_pool(recipe: Recipe, data: LabelledDataset, reporter: Reporter, cache: Path | None) -> None:
@@ -137,20 +185,9 @@ def _tell_pool(recipe: Recipe, data: LabelledDataset, reporter: Reporter, cache:
     reporter.say(f"auto: the pool of the run, {missing} networks, takes about {minutes:.1f} min besides the budget")
 
 
-def _default(recipe: Recipe, data: LabelledDataset, why: str, spent: float = 0.0) -> dict[str, Any]:
+def _default(recipe: Recipe, data: LabelledDataset, why: str, spent: float = 0.0) -> Found:
     default = recipe.by_default(data)
-    return _record(_with_steps(default, data, spent), f"{_words(default)} without a search: {why}", spent)
-
-
-def _record(chosen: Recipe, told: str, seconds: float) -> dict[str, Any]:
-    calibration = getattr(chosen.method, "calibration_weight", None)
-    keys = {
-        "parameterisation": chosen.parameterisation,
-        "factor": list(chosen.factor),
-        "method.steps": chosen.method.steps,
-        **({} if calibration is None else {"method.calibration_weight": calibration}),
-    }
-    return {"keys": keys, "told": told, "seconds": round(seconds, 1)}
+    return default, f"{_words(default)} without a search: {why}", spent
 
 
 def _words(recipe: Recipe) -> str:
@@ -243,15 +280,6 @@ def _short(recipe: Recipe) -> Recipe:
         saving=SavingConfig(minutes=recipe.saving.minutes),
         budget=BudgetConfig(),
     )
-
-
-def _with_steps(recipe: Recipe, data: LabelledDataset, spent: float) -> Recipe:
-    """The recipe with the steps that fit into what its budget leaves, at most its own."""
-    if recipe.budget.minutes is None:
-        return recipe
-    whole = timed(Cell("", "", replace(recipe, budget=BudgetConfig())), data).distill_seconds
-    share = min(1.0, PLANNED * recipe.budget.after_search(spent).seconds / whole)
-    return replace(recipe, method=replace(recipe.method, steps=max(1, int(share * recipe.method.steps))))
 
 
 class Trials:

@@ -74,6 +74,7 @@ class Spread:
     def __call__(self) -> dict[str, str]:
         """Do all that can be done apart; what a cell still lacks afterwards is said in its failure."""
         with interruptible("the study"):
+            self._refuse_budgets_of_shards()
             self._do("pools", self._members())
             self._do("searches", self._searches())
             self._do("sets", self._distillations())
@@ -145,6 +146,12 @@ class Spread:
                 except PotstillError as error:
                     self._fail(work.cell.name, error)
 
+    def _refuse_budgets_of_shards(self) -> None:
+        for work, recipe, store in self._sets():
+            if _budget_of_shards(work, recipe, self.shards) and not _is_finished(recipe, store):
+                why = "a budget is that of a whole set, not of its shards; leave out --shards or budget.minutes"
+                self._fail(work.cell.name, UsageError(why))
+
     def _members(self) -> Iterator[Task]:
         asked = set[str]()
         for work, recipe, store in self._sets():
@@ -165,8 +172,10 @@ class Spread:
     def _distillations(self) -> Iterator[Task]:
         asked, whole = set[str](), set[str]()
         for work, recipe, store in self._sets():
-            if work.cell.name in asked or _finished(recipe, store):
+            if work.cell.name in asked or _is_finished(recipe, store):
                 continue
+            if store.distilled.exists():
+                store.reopen()
             asked.add(work.cell.name)
             if self.shards > 1 and recipe.method_name not in whole and not recipe.build_method().independent_classes:
                 whole.add(recipe.method_name)
@@ -176,12 +185,7 @@ class Spread:
             if missing := [name for name in _pool(work, recipe) if not (self.cache / name).exists()]:
                 self._fail(work.cell.name, _Lacking(f"{len(missing)} networks of its pool are missing"))
                 continue
-            split = split_of(recipe, work.data, self.shards)
-            if split and recipe.budget.minutes is not None:
-                why = "a budget would end its shards at different steps; leave out --shards or budget.minutes"
-                self._fail(work.cell.name, UsageError(why))
-                continue
-            for classes in split or [()]:
+            for classes in split_of(recipe, work.data, self.shards) or [()]:
                 run = self._shard(store, classes)
                 if not run.distilled.exists():
                     inputs = (*_pool(work, recipe), *self._begun(run, store))
@@ -259,14 +263,13 @@ class _Lacking(PotstillError):
     """Something that another task was to make is not there."""
 
 
-def _finished(recipe: Recipe, store: RunStore) -> bool:
-    """Whether the set is there; one that a budget cut short is opened again where more is given now."""
-    if not store.distilled.exists():
-        return False
-    if has_budget_left(store.require_set(), recipe, store):
-        store.reopen()
-        return False
-    return True
+def _budget_of_shards(work: Work, recipe: Recipe, shards: int) -> bool:
+    return recipe.budget.minutes is not None and bool(split_of(recipe, work.data, shards))
+
+
+def _is_finished(recipe: Recipe, store: RunStore) -> bool:
+    """Whether the set is there, and was not cut short by a budget where more is given now."""
+    return store.distilled.exists() and not has_budget_left(store.require_set(), recipe, store)
 
 
 def _has_pool(recipe: Recipe) -> bool:

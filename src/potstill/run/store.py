@@ -7,7 +7,7 @@ synthetic/initial.safetensors    before the first step  synthetic/distilled.safe
 scores/NETWORK-PROTOCOL-EPOCHS-SEED.json                report.html
 scores/kept/STEP/NETWORK-...     of the kept sets, and of the initial one as step 0
 search/asked.yaml, search/chosen.json, search/trials.json   of a run whose recipe left something open: what was asked
-                                 and chosen; search/study.yaml, search/TRIAL/ its trials, each a run folder
+                                 and settled, the steps of a budget too; search/study.yaml, search/TRIAL/ the trials
 stored_bits_N/distilled.safetensors, stored_bits_N/scores/NETWORK-...   the set in N bits a number, where asked for
 state/shards/FIRST-LAST/         of shards of the classes until they are joined, each a run folder
 cell.json                        its label in a study, the paper's value, images held out for scoring

@@ -395,7 +395,8 @@ def _word(key: str, value: Any) -> str:
 def difference(there: Recipe, here: Recipe) -> str:
     """One key that tells two recipes apart: `method.descent.momentum 0.5, not 0.9`."""
     old, new = dict(flat(there.to_dict())), dict(flat(here.to_dict()))
-    unscored = ("evaluation", "saving", "budget", "runtime", "fidelity")
+    planning = there.unplanned or here.unplanned
+    unscored = ("evaluation", "saving", "runtime", "fidelity", *(() if planning else ("budget",)))
     for key in sorted(old | new):
         if old.get(key) != new.get(key) and key.partition(".")[0] not in unscored:
             return f"{key} {old.get(key)}, not {new.get(key)}"

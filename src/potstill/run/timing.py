@@ -71,6 +71,34 @@ class Scoring:
     memory: int
 
 
+class Stopwatch:
+    """Seconds from one look to the next: of the clock, or, given the threads that work, of the work that a CPU does.
+
+    Work is that of the thread which waits for the others, or the even share of all, whichever is more: a CPU that is
+    busy with other things as well changes neither.
+    """
+
+    def __init__(self, threads: int = 0):
+        self._threads = threads
+        self._before = self._now()
+
+    @classmethod
+    def of(cls, runtime: Runtime, *, at_work: bool) -> Stopwatch:
+        """Of work where that is asked for and done by a CPU."""
+        return cls(runtime.threads if at_work and runtime.device == "cpu" else 0)
+
+    def lap(self) -> float:
+        now = self._now()
+        seconds = max(after - before for before, after in zip(self._before, now, strict=True))
+        self._before = now
+        return seconds
+
+    def _now(self) -> tuple[float, ...]:
+        if not self._threads:
+            return (time.perf_counter(),)
+        return time.thread_time(), time.process_time() / self._threads
+
+
 class Timings:
     """What each kind of work takes; found when it is first asked for."""
 
@@ -96,12 +124,12 @@ class Timings:
         method = recipe.build_method()
         runtime, passes = distilling_runtime(recipe, method, data), passes_of(recipe, method, data)
         words = f"sets by {recipe.method_name} on {data.spec.name}"
-        kind = (_form(recipe, method), data.spec.shape, runtime)
+        kind = (_form(recipe, method), data.spec.shape, runtime, recipe.unplanned)
         if not method.steps:
             exactly = kind, recipe.ipc, data.spec
             found, _ = self._once(words, exactly, lambda: _time_choice(recipe, method, data, runtime))
         else:
-            problem = bare_problem(recipe, data, Runtime(), _pool(recipe, data, method.needs_pool))
+            problem = bare_problem(recipe, data, Runtime(), some_pool(recipe, data, method.needs_pool))
             state = method.init(problem)  # refused here, each on its own data
             sizes = _sizes(method, problem, state)
             timed, _ = self._once(words, kind, lambda: _time_distilling(recipe, method, data, runtime))
@@ -160,7 +188,7 @@ def samples_of_set(recipe: Recipe, data: LabelledDataset) -> int:
 def begun_set(recipe: Recipe, data: LabelledDataset) -> TrainingSet:
     """The set of a method with steps before the first one."""
     method = recipe.build_method()
-    problem = bare_problem(recipe, data, Runtime(), _pool(recipe, data, method.needs_pool))
+    problem = bare_problem(recipe, data, Runtime(), some_pool(recipe, data, method.needs_pool))
     return method.result(problem, method.init(problem))
 
 
@@ -182,15 +210,16 @@ def _terms(value: Any) -> Hashable:
 
 def _time_distilling(recipe: Recipe, method: Method[Any], data: LabelledDataset, runtime: Runtime) -> Sized:
     runtime.start()
-    problem = bare_problem(recipe, data, runtime, _pool(recipe, data, method.needs_pool))
-    state, pace = time_steps(method, problem, passes_of(recipe, method, data))
+    problem = bare_problem(recipe, data, runtime, some_pool(recipe, data, method.needs_pool))
+    watch = Stopwatch.of(runtime, at_work=recipe.unplanned)
+    state, pace = time_steps(with_small_bank(method), problem, passes_of(recipe, method, data), watch)
     return Sized(pace, peak_memory_mb() * 2**20, *_sizes(method, problem, state))
 
 
 def _time_choice(recipe: Recipe, method: Method[Any], data: LabelledDataset, runtime: Runtime) -> Sized:
     runtime.start()
     part = replace(data, train=_of_each_class(data, max(PER_CLASS, recipe.ipc)))
-    problem = bare_problem(recipe, part, runtime, _pool(recipe, data, method.needs_pool))
+    problem = bare_problem(recipe, part, runtime, some_pool(recipe, data, method.needs_pool))
     started = time.perf_counter()
     state = method.init(problem)
     seconds, passes = time.perf_counter() - started, method.passes(problem)
@@ -204,33 +233,38 @@ def _sizes(method: Method[Any], problem: Problem, state: State) -> tuple[int, in
     return state_bytes, len(method.result(problem, state).to_bytes())
 
 
-def time_steps(method: Method[Any], problem: Problem, passes: int) -> tuple[State, Pace]:
-    """A few steps: those after the first, which compiles, take as long as the samples that pass a network.
+def time_steps(
+    method: Method[Any], problem: Problem, passes: int, watch: Stopwatch | None = None, least: float = 0.0
+) -> tuple[State, Pace]:
+    """A few steps, or as many more as take the `least` seconds, and what passes take: as usual after the first step.
 
-    Not every step is like the first ones: a bank fills, a network in training is replaced by a new one.
+    Not every step is like the others: the first compiles, a network in training is replaced by a new one.
     """
-    started = time.perf_counter()
-    state = method.init(problem)
-    laps = []
-    for _ in range(min(1 + STEPS, method.steps)):
+    watch = watch or Stopwatch()
+    state, laps = method.init(problem), list[float]()
+    while len(laps) < method.steps and (len(laps) <= STEPS or sum(laps[1:]) < least):
         state, _metrics = method.step(problem, state)
-        laps.append(time.perf_counter() - started)
-        started = time.perf_counter()
-    first, *later = laps
-    if not later:
-        return state, Pace(first, 0.0)
-    in_one, in_all = (_passes_in(n, method, problem) for n in (1, len(laps)))
-    if in_all == in_one:  # steps tell no passes, or take none after the first
-        in_one, in_all = ((passes or method.steps) * n / method.steps for n in (1, len(laps)))
-    each = median(later) * len(later) / (in_all - in_one)
-    return state, Pace(max(0.0, first - each * in_one), each)
+        laps.append(watch.lap())
+    if len(laps) == 1:
+        return state, Pace(laps[0], 0.0)
+    done = [_passes_in(n, method, problem) for n in range(1, len(laps) + 1)]
+    if sorted(set(done)) != done:  # steps tell no passes, or take none after the first
+        done = [(passes or method.steps) * n / method.steps for n in range(1, len(laps) + 1)]
+    each = median(laps[i] / (done[i] - done[i - 1]) for i in range(1, len(laps)))
+    return state, Pace(max(0.0, laps[0] - each * done[0]), each)
 
 
 def _passes_in(steps: int, method: Method[Any], problem: Problem) -> float:
     return type(method)(replace(method.config, steps=steps)).passes(problem)
 
 
-def _pool(recipe: Recipe, data: LabelledDataset, needed: bool) -> Pool | None:
+def with_small_bank(method: Method[Any]) -> Method[Any]:
+    """A bank that is full after a few steps: most steps of a run come after that."""
+    bank = getattr(method.config, "bank", None)
+    return type(method)(replace(method.config, bank=replace(bank, draws=1))) if bank else method
+
+
+def some_pool(recipe: Recipe, data: LabelledDataset, needed: bool) -> Pool | None:
     """Two networks at most: one to begin with, and another to see what a change of networks costs."""
     if not needed:
         return None
