@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from potstill.cli.main import main
+from potstill.errors import DataError
 from potstill.methods import Method, Metrics, Problem, State
 from potstill.recipe import resolve
 from potstill.run import timing
@@ -100,8 +101,17 @@ def test_a_choice_takes_as_long_as_the_images_it_looks_at(
     monkeypatch.setattr(timing, "PER_CLASS", 10)
     monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
     recipe = resolve({"method": name, "ipc": 1, "factor": [1, 1]})
-    seconds, _ = timing.Timings(Reporter(quiet=True)).set_of(recipe, toy_dataset)
-    assert seconds == pytest.approx(2.0 * times)
+    timings = timing.Timings(Reporter(quiet=True))
+    assert timings.set_of(recipe, toy_dataset)[0] == pytest.approx(2.0 * times)
+    more, held = timings.set_of(replace(recipe, ipc=20, seed=1), toy_dataset)  # of the same kind
+    assert more == pytest.approx(2.0 * times) and held.stored == 4 * 3 * 20 * 64
+    with pytest.raises(DataError, match="500 needed"):
+        timings.set_of(replace(recipe, ipc=500), toy_dataset)
+
+
+def test_a_choice_by_a_late_member_of_the_pool_can_be_timed(toy_dataset: LabelledDataset) -> None:
+    keys = {"method": {"name": "herding", "member": 3}, "ipc": 1, "pool": {"members": 5, "network": "mlp:width=8"}}
+    assert timing.Timings(Reporter(quiet=True)).set_of(resolve(keys), toy_dataset)[0] > 0
 
 
 #: Tiny networks, eager and on one thread.

@@ -13,22 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from potstill.cli import main
 from potstill.errors import Interrupted, UsageError
 from potstill.methods import METHODS
+from potstill.recipe import Recipe
 from potstill.report.paper import fill
 from potstill.report.paper_page import render_page
 from potstill.report.paper_tables import Filled, to_markdown
 from potstill.report.stored import RECORDS
-from potstill.run import paper
+from potstill.run import paper, timing
 from potstill.run.distil import check_kept_steps
 from potstill.run.estimate import Estimate
 from potstill.run.paper import SCHEDULES, TABLES, choose, read_table, rounds, with_kept_steps
 from potstill.run.progress import Reporter
-from potstill.run.reproduce import RUNS, Progress
+from potstill.run.reproduce import RUNS, Progress, estimates
 from potstill.run.spread import Spread
 from potstill.run.study import parse_plan, read_study
+from potstill.spec import DatasetSpec, LabelledDataset, Split
 
 RESULTS = Path(__file__).parents[1] / "results"
 #: Seconds rather than days: digits, one step, one small network.
@@ -273,6 +276,38 @@ def test_a_dry_run_counts_tasks_names_what_cannot_run_and_writes_nothing(
     assert code == 0 and [cell["stands"] for cell in record["cells"][1:]] == ["new"] * 4
     assert "no method alchemy" in record["cells"][0]["stands"]
     assert record["seconds"] > 0 and record["disk_mb"] > 0 and not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_of_table_1_times_each_kind_once_whatever_data_ipc_and_length(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Five image sets of two shapes, three IPCs and three methods: 45 cells, and of each method two kinds of sets."""
+
+    def load(recipe: Recipe) -> LabelledDataset:
+        shape = (1, 28, 28) if "mnist" in recipe.data.name else (3, 32, 32)
+        labels = torch.arange(3).repeat_interleave(200)
+        split = Split(torch.zeros(600, *shape, dtype=torch.uint8), labels)
+        mean = (0.5,) * shape[0]
+        name, classes = recipe.data.name, ("a", "b", "c")
+        return LabelledDataset(DatasetSpec(name, shape, classes, mean, mean, True, fingerprint=name), split, split)
+
+    for name, told in {
+        "distilling": timing.Sized(timing.Pace(60.0, 1e-3), 10**8),
+        "choice": timing.Sized(timing.Pace(0.0, 1e-3), 10**8),
+        "pool": timing.Pace(0.0, 1e-3),
+        "scoring": timing.Scoring(10.0, 1e-3, 1e-4, 10**8),
+    }.items():
+        monkeypatch.setattr(timing, f"_time_{name}", lambda *_, told=told: told)
+    cells = choose(read_table("table1").cells, {"method": ["herding", "dm", "dsdm"]})
+    found = estimates(cells, load, out=None, reporter=Reporter(), cache=tmp_path)
+    kinds = [line.partition(": ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert len(found) == 45 and all(e.stands == "new" and e.seconds and e.disk_mb and e.memory_mb for e in found)
+    assert sorted(kind.partition(" on ")[0] for kind in kinds if kind.startswith("sets")) == [
+        f"sets by {method}" for method in ("dm", "dm", "dsdm", "dsdm", "herding", "herding")
+    ]
+    assert len(kinds) <= 6 + 2 + 3 * 4  # pools; networks by two protocols on two shapes, on sets of four sizes
+    # Of each data set one pool.
+    assert len([e for e in found if e.pool_seconds]) == 5
 
 
 def test_what_is_ahead_is_told_at_the_pace_so_far(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:

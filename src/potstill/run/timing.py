@@ -7,6 +7,7 @@ on untrained networks, which take as long as trained ones.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -125,15 +126,15 @@ class Timings:
         runtime, passes = distilling_runtime(recipe, method, data), passes_of(recipe, method, data)
         words = f"sets by {recipe.method_name} on {data.spec.name}"
         kind = (_form(recipe, method), data.spec.shape, runtime, recipe.unplanned)
-        if not method.steps:
-            exactly = kind, recipe.ipc, data.spec
-            found, _ = self._once(words, exactly, lambda: _time_choice(recipe, method, data, runtime))
-        else:
-            problem = bare_problem(recipe, data, Runtime(), some_pool(recipe, data, method.needs_pool))
-            state = method.init(problem)  # refused here, each on its own data
-            sizes = _sizes(method, problem, state)
+        problem = bare_problem(recipe, data, Runtime(), some_pool(recipe, data, method.needs_pool))
+        if method.steps:
+            sizes = _sizes(method, problem, method.init(problem))  # refused here, each on its own data
             timed, _ = self._once(words, kind, lambda: _time_distilling(recipe, method, data, runtime))
-            found = timed.grown_to(*sizes)
+        else:
+            method.check(problem)
+            sizes = (_budget_bytes(recipe, data),) * 2
+            timed, _ = self._once(words, kind, lambda: _time_choice(recipe, method, data, runtime))
+        found = timed.grown_to(*sizes)
         return min(found.pace.of(passes or method.steps), recipe.budget.seconds), found
 
     def pool_of(self, recipe: Recipe, data: LabelledDataset, runs: int) -> float:
@@ -227,6 +228,11 @@ def _time_choice(recipe: Recipe, method: Method[Any], data: LabelledDataset, run
     return Sized(pace, peak_memory_mb() * 2**20, *_sizes(method, problem, state))
 
 
+def _budget_bytes(recipe: Recipe, data: LabelledDataset) -> int:
+    """Of the numbers that all classes may store."""
+    return 4 * data.spec.num_classes * recipe.ipc * math.prod(data.spec.shape)
+
+
 def _sizes(method: Method[Any], problem: Problem, state: State) -> tuple[int, int]:
     """Bytes of a state and of its set."""
     state_bytes = sum(tensor.nbytes for tensor in state.to_tensors().values())
@@ -265,11 +271,11 @@ def with_small_bank(method: Method[Any]) -> Method[Any]:
 
 
 def some_pool(recipe: Recipe, data: LabelledDataset, needed: bool) -> Pool | None:
-    """Two networks at most: one to begin with, and another to see what a change of networks costs."""
+    """Two networks at most, to see what a change of networks costs, unless the method wants a later one."""
     if not needed:
         return None
-    config = recipe.pool
-    return untrained(data.spec, network=config.network, members=min(2, config.networks), seed=config.seed)
+    config, wanted = recipe.pool, max(2, 1 + getattr(recipe.method, "member", 0))
+    return untrained(data.spec, network=config.network, members=min(wanted, config.networks), seed=config.seed)
 
 
 def _time_pool(recipe: Recipe, data: LabelledDataset, runtime: Runtime) -> Pace:
