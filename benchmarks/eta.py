@@ -24,6 +24,8 @@ from potstill.run.environment import commit, cpu_name
 
 #: `=== 8 cells, about 12 min`, `=== 1 of 8 cells done after 40 s, about 10 min left`, `...; in all about 9 min left`.
 SAID = re.compile(r"about ([\d.]+) (s|min|h|days)( left)?\s*$")
+#: `networks 12/12 ...`, or a cell.
+DONE = re.compile(r"networks (\d+)/\1\b|=== \d+ of \d+ cells done")
 SECONDS = {"s": 1, "min": 60, "h": 3600, "days": 86400}
 
 
@@ -34,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
-        said, end = watch([*options.call, "--out", f"{folder}/out", "--cache-dir", f"{folder}/cache"])
+        said, done, end = watch([*options.call, "--out", f"{folder}/out", "--cache-dir", f"{folder}/cache"])
     found = {
         "call": shlex.join(["potstill", "reproduce", *options.call]),
         "cpu": cpu_name(),
@@ -42,6 +44,7 @@ def main() -> None:
         "load_average": [round(before, 1), round(os.getloadavg()[0], 1)],
         "seconds_of_timing": round(said[0][0], 1),
         "seconds": round(end - said[0][0], 1),
+        "of_these_after_the_last_task": round(end - done, 1),
         "at": shares(said, end),
     }
     found["worst_ratio"] = max(max(at["ratio"], 1 / max(at["ratio"], 0.01)) for at in found["at"])
@@ -51,20 +54,22 @@ def main() -> None:
     print(json.dumps(found, indent=1))
 
 
-def watch(words: list[str]) -> tuple[list[tuple[float, float]], float]:
-    """Seconds since the call began at which a time left was said, with that time; and the call's end."""
-    began, said = time.perf_counter(), list[tuple[float, float]]()
+def watch(words: list[str]) -> tuple[list[tuple[float, float]], float, float]:
+    """Seconds since the call began at which a time left was said, with that time; when tasks and call had ended."""
+    began, said, done = time.perf_counter(), list[tuple[float, float]](), 0.0
     command = [sys.executable, "-m", "potstill", "reproduce", *words]
     call = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert call.stderr
     for line in call.stderr:
         now = time.perf_counter() - began
         print(f"{now:7.1f}  {line}", end="", flush=True)
+        if DONE.match(line):
+            done = now
         if found := SAID.search(line):
             said.append((now, float(found[1]) * SECONDS[found[2]]))
     if call.wait():
         raise SystemExit(f"the call failed with exit code {call.returncode}")
-    return said, time.perf_counter() - began
+    return said, done, time.perf_counter() - began
 
 
 def shares(said: list[tuple[float, float]], end: float) -> list[dict[str, Any]]:

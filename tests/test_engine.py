@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 import torch
 
 from potstill.errors import PotstillError, RunError, UsageError
+from potstill.machine.runtime import usable_cores
 from potstill.methods.dsdm import DSDM
 from potstill.recipe import resolve
 from potstill.report import collect
@@ -394,6 +396,38 @@ def test_two_runs_that_were_begun_go_on_each_from_its_own_snapshot(
 def test_workers_get_cores_of_their_own() -> None:
     assert [core_group([0, 1, 2, 3, 4], n, 2) for n in range(2)] == [[0, 1], [2, 3]]
     assert [core_group([4, 6], n, 3) for n in range(3)] == [[4], [6], [4]]
+
+
+class _Counted(dict[str, bytes]):
+    """Inputs that count how often each is read."""
+
+    def __init__(self, inputs: Mapping[str, bytes]):
+        super().__init__(inputs)
+        self.reads = Counter[str]()
+
+    def __getitem__(self, name: str) -> bytes:
+        self.reads[name] += 1
+        return super().__getitem__(name)
+
+
+def test_each_worker_gets_the_data_once_and_stays_on_its_cores(
+    processes: Workers, toy_dataset: LabelledDataset
+) -> None:
+    """Six training runs by two workers, each with one thread."""
+    recipe = resolve(QUICK, {"pool": {"members": 6}}).to_dict()
+    name = data_name(toy_dataset) + "-once"
+    tasks, inputs = (
+        [Task("member", "cell", recipe, name, i) for i in range(6)],
+        _Counted({name: pack_data(toy_dataset)}),
+    )
+    told = [files for _, files, _ in processes.run(tasks, inputs)]
+    assert len(told) == 6 and not any(isinstance(files, PotstillError) for files in told)
+    assert 1 <= inputs.reads[name] <= 2
+    if hasattr(os, "sched_getaffinity"):
+        cores = usable_cores()
+        for worker in processes._alive:
+            mine = os.sched_getaffinity(worker.process.pid or 0)
+            assert mine == set(core_group(cores, worker.number, 2)) and len(mine) == max(1, len(cores) // 2)
 
 
 def test_stated_threads_are_counted_when_workers_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

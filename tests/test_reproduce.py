@@ -446,10 +446,12 @@ def test_the_whole_data_are_a_cell(call: Call, tmp_path: Path) -> None:
     assert {cell["made_by"] for cell in cells} == {"the whole training split"} and cells[0]["n_nets"] == 1
 
 
+#: And two networks of the pool; keys that come later win.
+TWO_STEPS = ["--method.steps", "2", "--method.real_batch", "8", "--saving.keep", "[1]", "--pool.members", "2"]
+
+
 def run_tiny(out: Path, *names: str) -> int:
-    """Two steps and two networks of the pool; keys that come later win."""
-    keys = ["--method.steps", "2", "--method.real_batch", "8", "--saving.keep", "[1]", "--pool.members", "2"]
-    return main(["reproduce", *names, "--only", "ipc=10", "--out", str(out), "-q", *TINY, *keys])
+    return main(["reproduce", *names, "--only", "ipc=10", "--out", str(out), "-q", *TINY, *TWO_STEPS])
 
 
 def assert_drawn(out: Path, *names: str) -> None:
@@ -468,6 +470,17 @@ def test_an_ablation_and_the_figures_of_its_sets_run_from_beginning_to_end(tmp_p
     runs = {run["name"]: run for run in json.loads((out / RECORDS).read_text())["runs"]}
     (name,) = [cell["runs"][0] for cell in cells_of(out, "figure4") if cell["cell"] == "dm" and cell["ipc"] == 10]
     assert set(runs[name]["kept"]) == {"0", "1"} and runs[name]["steps"] == 2 and runs[name]["recipe"]["ipc"] == 10
+
+
+@pytest.mark.slow
+def test_the_figures_over_a_key_are_drawn_from_what_is_stored(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run_tiny(out, "figure5", "figure6", "--methods.dsdm.covariance_weight", "1") == 0
+    assert main(["reproduce", "figure5", "figure6", "--collect", "--merge", str(out), "--out", str(tmp_path / "again"),
+                 "-q", *TINY, "--methods.dsdm.covariance_weight", "1", *TWO_STEPS]) == 0  # fmt: skip
+    assert_drawn(tmp_path / "again", "figure5", "figure6")
+    for name in ("figure5.svg", "figure6.svg"):
+        assert (out / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
 def test_features_are_measured_once_and_drawn_from_what_is_stored(tmp_path: Path, call: Call) -> None:
