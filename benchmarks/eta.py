@@ -22,8 +22,9 @@ from typing import Any
 from potstill.files import write_atomically
 from potstill.run.environment import commit, cpu_name
 
-#: `=== 8 cells, about 12 min`, `=== 1 of 8 cells done after 40 s, about 10 min left`, `...; in all about 9 min left`.
-SAID = re.compile(r"about ([\d.]+) (s|min|h|days)( left)?\s*$")
+#: `=== 8 cells, about 12 min`, `=== 1 of 8 cells done after 40 s, about 10 min left`, `...; in all about 9 min left`,
+#: `in all about 9 min left; at work: ...`.
+SAID = re.compile(r"about ([\d.]+) (s|min|h|days)( left)?(;.*)?\s*$")
 #: `networks 12/12 ...`, or a cell.
 DONE = re.compile(r"networks (\d+)/\1\b|=== \d+ of \d+ cells done")
 SECONDS = {"s": 1, "min": 60, "h": 3600, "days": 86400}

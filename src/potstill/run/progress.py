@@ -11,6 +11,7 @@ from threading import Event, Thread
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from ..errors import printable
 from .ahead import Ahead
@@ -48,8 +49,9 @@ class Reporter:
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
                 console=self.console,
+                expand=True,
             ) as progress:
                 task = progress.add_task(name, total=total, completed=done, note="")
                 show = self._watched(name, total, done, lambda n, note: progress.update(task, completed=n, note=note))
@@ -110,7 +112,7 @@ class Reporter:
             if now - last >= PLAIN_EVERY or done == total:
                 last = now
                 left = (now - started) / max(1, done - first) * (total - done)
-                told = f", {left:.0f} s left" if done > first else ""
+                told = f", {left:.0f} s left" if done > first and " left" not in note else ""
                 self.say(f"{name} {done}/{total}{told}  {note}".rstrip())
 
         return show

@@ -106,11 +106,12 @@ class Spread:
         self._ahead.hear(task.key, share)
 
     def _note(self, tasks: Mapping[str, Task]) -> str:
-        """Which tasks are at work, how far they are, and the time left."""
+        """The time left, which tasks are at work, and how far they are."""
         at_work = self._ahead.at_work
         shown = [f"{tasks[key].name} {share:.0%}" for key, share in at_work[:MOST_NAMED]]
         more = [f"{len(at_work) - MOST_NAMED} more"] if len(at_work) > MOST_NAMED else []
-        return f"at work: {', '.join([*shown, *more]) or 'workers are starting'}{self._ahead.words()}"
+        words = f"at work: {', '.join([*shown, *more])}" if shown else "workers are starting"
+        return f"{self._ahead.words()}; {words}".removeprefix("; ")
 
     def _keep(self, task: Task, files: Files) -> None:
         store = RunStore(self.out / task.cell)
