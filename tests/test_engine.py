@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from potstill.errors import PotstillError, RunError, UsageError
+from potstill.learning import pool as pools
 from potstill.machine.runtime import usable_cores
 from potstill.methods.dsdm import DSDM
 from potstill.recipe import resolve
@@ -268,6 +269,20 @@ def test_finished_tasks_are_not_done_again(toy_dataset: LabelledDataset, tmp_pat
         run(toy_dataset, tmp_path / "out", asked)
     assert [task.kind for task in asked.tasks] == ["network"]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_a_pool_that_lacks_its_beginning_alone_is_not_trained_again(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cells(name: str, **keys: Any) -> Study:
+        layers = [QUICK, {"pool": keys, "methods": {"dance": {"steps": 1}}}]
+        return study_of(layers, methods=[name], ipcs=[1], seeds=[0])
+
+    with find_engine("serial") as serial:
+        run(toy_dataset, tmp_path, serial, cells("herding"))
+        monkeypatch.setattr(pools, "fit", lambda *_, **__: pytest.fail("trained again"))
+        (outcome,) = run(toy_dataset, tmp_path, serial, cells("dance", snapshots=[0]))
+    assert outcome.failure == "" and outcome.scores
 
 
 class _Watched:

@@ -121,6 +121,18 @@ def test_the_untrained_network_and_parts_of_epochs_are_members_and_change_nothin
     assert same(pool.members[1], {name: value.half().float() for name, value in stepped.items()})
 
 
+def test_the_untrained_network_joins_a_pool_without_any_training(
+    data: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(data, tmp_path, members=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "fit", lambda *_, **__: pytest.fail("trained again"))
+        joined = make(data, tmp_path, members=1, snapshots=(0,))
+    assert joined.moments == (0, QUICK.epochs)
+    whole = make(data, tmp_path / "anew", members=1, snapshots=(0,))
+    assert whole.digests == joined.digests and all(map(same, whole.members, joined.members))
+
+
 def test_snapshots_that_fall_on_one_step_are_all_kept(data: LabelledDataset, tmp_path: Path) -> None:
     pool = make(data, tmp_path, members=1, snapshots=(0, 0.01))
     assert len(pool) == 3 and same(pool.members[0], pool.members[1])

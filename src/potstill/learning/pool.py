@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -197,6 +198,11 @@ def is_cached(keys: Sequence[MemberKey], cache: Path) -> bool:
     return all(_path(cache, key).exists() for key in keys)
 
 
+def is_trained(keys: Sequence[MemberKey], cache: Path) -> bool:
+    """Whether `cache` holds all members that take training: the untrained one is made again without any."""
+    return is_cached([key for key in keys if key.epoch], cache)
+
+
 def read_pool(network: str, runs: Sequence[Sequence[MemberKey]], cache: Path, *, threads: int = 1) -> Pool:
     """The pool of members that `cache` holds, by the addresses of each training run.
 
@@ -268,6 +274,8 @@ def _train_run(
         halves = {n: v.detach().half().cpu() for n, v in network.state_dict().items()}
         write_atomically(_path(cache, key), pack(halves, facts))
 
+    if is_trained(keys, cache):  # by a pool without its beginning
+        return keep(0, math.nan)
     fit(
         network,
         train,

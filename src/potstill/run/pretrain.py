@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..files import default_cache, require_writable
-from ..learning.pool import MemberKey, Pool, is_cached, member_keys, pretrain, snapshot_epochs, untrained
+from ..learning.pool import MemberKey, Pool, is_cached, is_trained, member_keys, pretrain, snapshot_epochs, untrained
 from ..machine.runtime import Runtime
 from ..networks import build_network
 from ..recipe import Recipe
@@ -24,13 +24,13 @@ def check_pool_cache(recipe: Recipe, data: LabelledDataset, *, cache: Path | Non
     if recipe.pool.pretrained:
         build_network(recipe.pool.network, data.spec, 0).require_trainable()
     folder = (cache or default_cache()) / "pool"
-    if missing_runs(recipe, data, folder):
+    if recipe.pool.pretrained and not all(is_cached(keys, folder) for keys in run_keys(recipe, data)):
         require_writable(folder)
 
 
 def missing_runs(recipe: Recipe, data: LabelledDataset, folder: Path) -> int:
-    """How many of the pool's training runs are not in the cache."""
-    return sum(not is_cached(keys, folder) for keys in run_keys(recipe, data)) if recipe.pool.pretrained else 0
+    """How many of the pool's networks are still to be trained."""
+    return sum(not is_trained(keys, folder) for keys in run_keys(recipe, data)) if recipe.pool.pretrained else 0
 
 
 def run_keys(recipe: Recipe, data: LabelledDataset) -> list[list[MemberKey]]:

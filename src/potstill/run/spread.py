@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import PotstillError, UsageError, reason
 from ..files import write_atomically
-from ..learning.pool import is_cached
+from ..learning.pool import MemberKey, is_cached
 from ..recipe import Recipe
 from ..sets.synthetic import SyntheticSet
 from ..spec import LabelledDataset
@@ -161,7 +161,8 @@ class Spread:
             for run, keys in enumerate(run_keys(recipe, work.data)):
                 if keys[-1].digest() not in asked and not is_cached(keys, self.cache / "pool"):
                     asked.add(keys[-1].digest())
-                    yield self._task("member", work, recipe, index=run)
+                    there = tuple(_named(key) for key in keys if (self.cache / _named(key)).exists())
+                    yield self._task("member", work, recipe, index=run, inputs=there)
 
     def _searches(self) -> Iterator[Task]:
         asked = set[str]()
@@ -279,7 +280,12 @@ def _has_pool(recipe: Recipe) -> bool:
 
 def _pool(work: Work, recipe: Recipe) -> tuple[str, ...]:
     keys = [key for run in run_keys(recipe, work.data) for key in run] if _has_pool(recipe) else []
-    return tuple(f"pool/{key.digest()}.safetensors" for key in keys)
+    return tuple(map(_named, keys))
+
+
+def _named(key: MemberKey) -> str:
+    """Below the cache."""
+    return f"pool/{key.digest()}.safetensors"
 
 
 class _Inputs(Mapping[str, bytes]):
