@@ -11,6 +11,7 @@ import pytest
 
 from potstill.cli import main
 from potstill.errors import UsageError
+from potstill.methods import METHODS
 from potstill.report import collect, make_rows
 from potstill.report.tables import to_markdown
 from potstill.run.compare import compare, run_study
@@ -25,6 +26,7 @@ BASE: dict[str, Any] = {
     "evaluation": {"nets": 1, "epochs": 1},
 }
 DSDM = {"name": "dsdm", "steps": 1, "real_batch": 8}
+STUDIES = Path(__file__).parents[1] / "benchmarks" / "studies"
 QUIET = Reporter(quiet=True)
 
 
@@ -173,11 +175,21 @@ def test_a_cell_that_is_refused_has_its_line_though_it_has_no_folder(
     assert "1 of 2 runs failed" in said.err and not (tmp_path / "out" / "random-ipc500-seed0").exists()
 
 
-@pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[1] / "benchmarks" / "studies").glob("*.yaml")), ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_committed_study_resolves(path: Path) -> None:
     assert read_study(path).cells
+
+
+@pytest.mark.parametrize(("name", "minutes"), [("field_cifar10_ipc10", 20), ("field_fashion_mnist_ipc1", 5)])
+def test_a_study_of_the_field_has_every_method_under_one_budget_and_protocol(name: str, minutes: float) -> None:
+    recipes = [cell.recipe for cell in read_study(STUDIES / f"{name}.yaml").cells]
+    assert {recipe.method_name for recipe in recipes} == set(METHODS)
+    assert {recipe.budget.minutes for recipe in recipes if recipe.unplanned} == {minutes}
+    assert all(recipe.unplanned for recipe in recipes if recipe.build_method().steps)
+    assert len({(recipe.evaluation, recipe.ipc, recipe.data, recipe.seed) for recipe in recipes}) == 1
+    assert len({replace(recipe.pool, snapshots=()) for recipe in recipes}) == 1
+    known = {(0,), (2, 4), (0, 2, 4)}  # of one training run
+    assert {recipe.pool.snapshots for recipe in recipes} == known
 
 
 def test_a_dry_run_tells_what_each_cell_takes_counts_the_pool_once_and_writes_nothing(
