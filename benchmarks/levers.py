@@ -4,7 +4,8 @@
 
 Every measurement is a process of its own, in turn without and with; medians. Where a ratio needs a reason it is here
 too: convolutions by memory layout, and the operations of a step with a filled bank by time. `--one chunks` compares
-chunk sizes, again each in processes of its own and in turn.
+chunk sizes, again each in processes of its own and in turn. `--fp32` measures both kernels where there is no bf16, in
+pairs within one process.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -26,7 +29,7 @@ from potstill.learning.augment import Strategy, draw
 from potstill.learning.extractor import Extractor
 from potstill.learning.fit import Schedule, fit
 from potstill.learning.pool import untrained
-from potstill.machine import kernel as native
+from potstill.machine import native
 from potstill.machine.allocator import keep_freed_memory
 from potstill.machine.runtime import Runtime
 from potstill.methods import Problem
@@ -43,6 +46,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--one", choices=MEASURED, help="one measurement, printed (used by this script itself)")
+    parser.add_argument("--fp32", action="store_true", help="the kernels' worth in fp32 alone")
     parser.add_argument("--with-levers", action="store_true")
     parser.add_argument("--chunk", type=int, help="one size's rates (used by this script itself)")
     options = parser.parse_args()
@@ -52,11 +56,14 @@ def main() -> None:
     if options.one:
         print(json.dumps(MEASURED[options.one](options.with_levers)))
         return
+    where = {"schema_version": 1, "cpu": cpu_name(), "torch": torch.__version__, "commit": commit()}
+    if options.fp32:
+        record = {**where, "pairs": options.pairs, "images_per_second": fp32(options.pairs)}
+        write_atomically(options.out, json.dumps(record, indent=1) + "\n")
+        print(json.dumps(record, indent=1))
+        return
     record = {
-        "schema_version": 1,
-        "cpu": cpu_name(),
-        "torch": torch.__version__,
-        "commit": commit(),
+        **where,
         "pairs": options.pairs,
         "images_per_second": paired("rates", options.pairs),
         "gray_images_per_second": paired("gray", options.pairs),
@@ -93,6 +100,36 @@ def rates(levers: bool, chunk: int = NOW.chunk) -> dict:
         runtime.start()
     torch.set_num_threads(1)
     torch._dynamo.config.recompile_limit = 64
+    return rates_of(runtime)
+
+
+def fp32(pairs: int) -> dict:
+    """The rates in fp32, compiled, with the hand-written kernels and without, in turn in one process."""
+    runtime = replace(NOW, precision="fp32")
+    runtime.start()
+    sides = {"without": native.bypassed, "with": nullcontext}
+    acts = {side: acts_of(runtime) for side in sides}
+    rates: dict[str, dict[str, list[float]]] = {side: {name: [] for name in acts[side]} for side in sides}
+    for turn in range(pairs + 1):  # the first compiles
+        for side, kernels in sides.items():
+            for name, (count, act) in acts[side].items():
+                with kernels():
+                    began = time.perf_counter()
+                    act()
+                    if turn:
+                        rates[side][name].append(count / (time.perf_counter() - began))
+    both = {name: list(zip(rates["without"][name], rates["with"][name], strict=True)) for name in rates["with"]}
+    medians = {side: {name: round(median(found), 1) for name, found in rates[side].items()} for side in sides}
+    return {**medians, "times": {name: round(median(b / a for a, b in found), 2) for name, found in both.items()}}
+
+
+def rates_of(runtime: Runtime) -> dict:
+    """Images a second."""
+    return {name: count / speed.timed(act, 3) for name, (count, act) in acts_of(runtime).items()}
+
+
+def acts_of(runtime: Runtime) -> dict:
+    """What is timed, and how many images pass in it."""
     data, spec = speed.random_data("cpu")
     extractor = Extractor(build_network("convnet", spec, 0), spec, runtime)
     weights = extractor.network.state_dict()
@@ -101,7 +138,7 @@ def rates(levers: bool, chunk: int = NOW.chunk) -> dict:
     pixels = images.float().div(255).requires_grad_()
     schedule = Schedule(epochs=1, batch=256, learning_rate=0.01, augment="color_crop", cutmix=0.5)
     network = build_network("convnet", spec, 0)
-    acts = {
+    return {
         "forward": (400, lambda: extractor.embed(weights, images, drawn)),
         "forward_backward": (
             400,
@@ -109,7 +146,6 @@ def rates(levers: bool, chunk: int = NOW.chunk) -> dict:
         ),
         "pre-training": (len(data), lambda: fit(network, data, spec, schedule, runtime, seed=0)),
     }
-    return {name: count / speed.timed(act, 3) for name, (count, act) in acts.items()}
 
 
 def gray(levers: bool) -> dict:

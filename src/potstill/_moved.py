@@ -18,7 +18,7 @@ MOVED = {
     "config": "recipe",
     "extractor": "learning.extractor",
     "memory": "machine.allocator",
-    "native": "machine.kernel",
+    "native": "machine.native",
     "objectives": "matching.features",
     "pool": "learning.pool",
     "run.scoring": "run.score",

@@ -1,7 +1,7 @@
 """Gradients of a network's training loss: to its weights, and from a distance of two of them back to the samples.
 
 First order runs through the compiled training step, chunk by chunk. Second order is the mixed derivative of
-`matching.gradients`, compiled too and always in fp32: it goes around the hand-written kernel, which can be
+`matching.gradients`, compiled too and always in fp32: it goes around the hand-written kernels, which can be
 differentiated once only.
 """
 
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
+from ..machine import native
 from ..machine.chunks import Chunk, chunks
 from ..machine.runtime import Runtime
 from ..matching.gradients import Distance, SecondOrder, Slope, direction_of, to_samples, to_weights_and_samples
@@ -47,8 +48,8 @@ class Gradients:
         self._see = runtime.compiled(View(spec, runtime.device).__call__)
         self._loss = runtime.compiled(partial(weighted_loss, network, runtime))
         loss = partial(_fp32_loss, network, replace(runtime, precision="fp32"))
-        self._to_samples = runtime.compiled(partial(to_samples, loss))
-        self._to_both = runtime.compiled(partial(to_weights_and_samples, loss))
+        self._to_samples = native.bypassed()(runtime.compiled(partial(to_samples, loss)))
+        self._to_both = native.bypassed()(runtime.compiled(partial(to_weights_and_samples, loss)))
 
     def __call__(self, weights: Weights, samples: Tensor, labels: Tensor, draw: Draw) -> dict[str, Tensor]:
         """The gradient to the parameters: what DC matches of a real batch."""

@@ -1,1 +1,1 @@
-"""Where numbers are computed: device, precision, threads, chunks, compiled code, the CPU kernel."""
+"""Where numbers are computed: device, precision, threads, chunks, compiled code, the CPU kernels."""

@@ -1,4 +1,4 @@
-// Instance norm with an affine, ReLU and 2x2 average pool of channels-last bf16 maps, forward and backward.
+// Instance norm with an affine, ReLU and 2x2 average pool of channels-last maps, bf16 or fp32, forward and backward.
 //
 // One image at a time: its map (256 KB at 32x32, width 128) stays in the second-level cache between the two passes that
 // either direction needs. A pass walks the pixels in order and holds the statistics of GROUP channels in vector
@@ -11,11 +11,18 @@
 namespace {
 
 using bf16 = uint16_t;
-typedef float Floats __attribute__((vector_size(64)));
-typedef uint32_t Bits __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
 
-constexpr int LANES = 16, VECTORS = 8, GROUP = LANES * VECTORS;
+// Numbers in a vector register, and vectors whose statistics are held at a time: as many as there are registers for.
+#ifdef __AVX512F__
+constexpr int LANES = 16, VECTORS = 8;
+#else
+constexpr int LANES = 8, VECTORS = 2;
+#endif
+constexpr int GROUP = LANES * VECTORS;
+
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
 
 inline Floats load(const bf16* from) {
     Halves halves;
@@ -53,7 +60,8 @@ struct Window {
     }
 };
 
-void forward_one(const bf16* map, const float* weight, const float* bias, bf16* pooled, float* mean, float* scale,
+template <typename Value>
+void forward_one(const Value* map, const float* weight, const float* bias, Value* pooled, float* mean, float* scale,
                  int64_t height, int64_t width, int64_t channels, float eps) {
     const float pixels = float(height * width);
     Floats shift[VECTORS], sum[VECTORS] = {}, squares[VECTORS] = {}, slope[VECTORS], offset[VECTORS];
@@ -88,8 +96,9 @@ void forward_one(const bf16* map, const float* weight, const float* bias, bf16* 
             }
 }
 
-void backward_one(const bf16* map, const bf16* gradient, const float* weight, const float* bias, const float* mean,
-                  const float* scale, bf16* to_map, float* to_weight, float* to_bias, int64_t height, int64_t width,
+template <typename Value>
+void backward_one(const Value* map, const Value* gradient, const float* weight, const float* bias, const float* mean,
+                  const float* scale, Value* to_map, float* to_weight, float* to_bias, int64_t height, int64_t width,
                   int64_t channels) {
     const float pixels = float(height * width);
     Floats centre[VECTORS], slope[VECTORS], offset[VECTORS], constant[VECTORS] = {}, linear[VECTORS] = {};
@@ -130,15 +139,10 @@ void backward_one(const bf16* map, const bf16* gradient, const float* weight, co
             }
 }
 
-}  // namespace
-
-extern "C" {
-
-int64_t potstill_group() { return GROUP; }
-
 // map (images, height, width, channels) -> pooled (images, height / 2, width / 2, channels); mean, scale (images, channels)
-void potstill_forward(const bf16* map, const float* weight, const float* bias, bf16* pooled, float* mean, float* scale,
-                      int64_t images, int64_t height, int64_t width, int64_t channels, float eps) {
+template <typename Value>
+void forward(const Value* map, const float* weight, const float* bias, Value* pooled, float* mean, float* scale,
+             int64_t images, int64_t height, int64_t width, int64_t channels, float eps) {
     const int64_t groups = channels / GROUP, pixels = height * width * channels;
 #pragma omp parallel for
     for (int64_t task = 0; task < images * groups; ++task) {
@@ -149,9 +153,10 @@ void potstill_forward(const bf16* map, const float* weight, const float* bias, b
 }
 
 // to_weight and to_bias hold one row per image: the caller adds them up.
-void potstill_backward(const bf16* map, const bf16* gradient, const float* weight, const float* bias, const float* mean,
-                       const float* scale, bf16* to_map, float* to_weight, float* to_bias, int64_t images,
-                       int64_t height, int64_t width, int64_t channels) {
+template <typename Value>
+void backward(const Value* map, const Value* gradient, const float* weight, const float* bias, const float* mean,
+              const float* scale, Value* to_map, float* to_weight, float* to_bias, int64_t images, int64_t height,
+              int64_t width, int64_t channels) {
     const int64_t groups = channels / GROUP, pixels = height * width * channels;
 #pragma omp parallel for
     for (int64_t task = 0; task < images * groups; ++task) {
@@ -161,4 +166,23 @@ void potstill_backward(const bf16* map, const bf16* gradient, const float* weigh
     }
 }
 
-}
+}  // namespace
+
+extern "C" int64_t norm_relu_pool_group() { return GROUP; }
+
+#define POTSTILL_FOR(VALUE, NAME)                                                                                      \
+    extern "C" void norm_relu_pool_##NAME(const VALUE* map, const float* weight, const float* bias, VALUE* pooled,     \
+                                          float* mean, float* scale, int64_t images, int64_t height, int64_t width,    \
+                                          int64_t channels, float eps) {                                               \
+        forward(map, weight, bias, pooled, mean, scale, images, height, width, channels, eps);                         \
+    }                                                                                                                  \
+    extern "C" void norm_relu_pool_backward_##NAME(                                                                    \
+        const VALUE* map, const VALUE* gradient, const float* weight, const float* bias, const float* mean,            \
+        const float* scale, VALUE* to_map, float* to_weight, float* to_bias, int64_t images, int64_t height,           \
+        int64_t width, int64_t channels) {                                                                             \
+        backward(map, gradient, weight, bias, mean, scale, to_map, to_weight, to_bias, images, height, width,          \
+                 channels);                                                                                            \
+    }
+
+POTSTILL_FOR(bf16, bf16)
+POTSTILL_FOR(float, fp32)

@@ -20,8 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..errors import UsageError
-from . import compiler
-from . import kernel as native
+from . import compiler, native
 from .allocator import keep_freed_memory
 from .capture import Captured
 
@@ -98,7 +97,7 @@ class Runtime:
         torch._dynamo.config.recompile_limit = 64
         if self.device == "cpu":
             keep_freed_memory()
-            if self.compile and self.precision == "bf16" and (path := compiler.find_compiler()):
+            if self.compile and (path := compiler.find_compiler()):
                 native.load(path)
 
     def chunk_of(self, count: int) -> int:

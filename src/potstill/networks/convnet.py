@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..machine import kernel as native
+from ..machine import native, winograd
+from ..machine import norm_relu_pool as kernel
 from .base import NETWORKS, Backbone, Maps
 from .norms import norm_layer
 
@@ -20,11 +21,11 @@ def norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -
     """Instance norm with an affine, ReLU and 2x2 average pool, `(B, C, H, W)` to `(B, C, H//2, W//2)`.
 
     Compiled, it is written out as mean, variance and a reshape: the compiler fuses all three into one pass over the
-    map, where as separate kernels they cost more than the convolution. Compiled bf16 graphs on a CPU call a
-    hand-written kernel instead, which computes the same. Statistics are at least fp32 whatever the map's precision.
+    map, where as separate kernels they cost more than the convolution. Compiled graphs on a CPU call a hand-written
+    kernel instead, which computes the same. Statistics are at least fp32 whatever the map's precision.
     """
-    if native.serves(x):
-        return native.norm_relu_pool(x, weight, bias, eps)
+    if kernel.serves(x):
+        return kernel.norm_relu_pool(x, weight, bias, eps)
     out_dtype = x.dtype
     x = torch.relu(instance_norm(x, weight, bias, eps))
     return (halved(x) if torch.compiler.is_compiling() else F.avg_pool2d(x, 2)).to(out_dtype)
@@ -50,6 +51,8 @@ def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """`conv(x)`; empty channels that `x` has beyond the weights' meet weights of zero."""
     empty = x.shape[1] - conv.in_channels
     weight = F.pad(conv.weight, (0, 0, 0, 0, 0, empty)) if empty else conv.weight
+    if conv.bias is not None and winograd.serves(x, weight, conv.stride, conv.padding):
+        return winograd.convolve(x, weight, conv.bias)
     return F.conv2d(x, weight, conv.bias, padding=conv.padding)  # type: ignore[arg-type]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy
 import torch
 
-from ..machine import kernel as native
+from ..machine import native
 from ..machine.allocator import return_freed_memory
 from ..machine.runtime import Runtime
 
