@@ -149,6 +149,17 @@ def test_after_a_search_the_rest_of_the_budget_is_planned_for(
     assert settle(tiny(parameterisation="auto"), toy_dataset, store, QUIET) == recipe
 
 
+def test_a_budget_that_cuts_is_planned_for_by_the_clock_that_cuts(
+    toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "_search", lambda recipe, data, *_: (recipe.by_default(data), "as it is", 0.0))
+    monkeypatch.setattr(Stopwatch, "lap", lambda watch: 1.0 if len(watch._before) > 1 else 4.0)
+    keys: dict[str, Any] = {"parameterisation": "auto", "budget__minutes": 0.2}
+    cut = settle(tiny(**keys, budget__plan=False, method__steps=99), toy_dataset, RunStore(tmp_path / "cut"), QUIET)
+    whole = settle(tiny(**keys), toy_dataset, RunStore(tmp_path / "whole"), QUIET)
+    assert (cut.method.steps, whole.method.steps) == (int(0.9 * 12 / 4), 12)
+
+
 # --- studies, engines, the command line
 
 

@@ -79,7 +79,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     monkeypatch.setattr(search, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     estimated = [SimpleNamespace(distill_seconds=40.0, evaluate_seconds=20.0, seconds=90.0)]
     monkeypatch.setattr(search, "estimate", lambda *_, **__: estimated)
-    monkeypatch.setattr(search, "plan", lambda recipe, _, seconds: (with_steps(recipe, int(seconds / 3.6)), None))
+    monkeypatch.setattr(search, "plan", lambda recipe, _, seconds, **__: (with_steps(recipe, int(seconds / 3.6)), 5))
     return accuracy
 
 

@@ -16,16 +16,19 @@ from .timing import Pace, Stopwatch, some_pool, time_steps, with_small_bank
 SHARE, MOST_TIMED = 0.01, 1000
 
 
-def plan(recipe: Recipe, data: LabelledDataset, seconds: float) -> tuple[Recipe, int]:
+def plan(recipe: Recipe, data: LabelledDataset, seconds: float, *, at_work: bool = True) -> tuple[Recipe, int]:
     """The recipe with as many steps as fit in the seconds, whatever its own number, and how many were timed for it.
 
-    Seconds are of work where a CPU does it. Decays, loops and averages of a method follow its steps.
+    Decays, loops and averages of a method follow its steps.
+
+    Args:
+        at_work: seconds are of a CPU's work where one does it, else of the clock, as those after which a run is cut.
     """
     timed = with_steps(recipe, max(recipe.method.steps, MOST_TIMED))
-    pace, count = _paced(timed, data, SHARE * seconds)
+    pace, count = _paced(timed, data, SHARE * seconds, at_work)
     fitting = with_steps(recipe, steps_in(seconds, pace, recipe, data))
     if _runtime(fitting, data) != _runtime(timed, data):  # a short run is not compiled, a long one is
-        pace, count = _paced(fitting, data, SHARE * seconds)
+        pace, count = _paced(fitting, data, SHARE * seconds, at_work)
         fitting = with_steps(recipe, steps_in(seconds, pace, recipe, data))
     return fitting, count
 
@@ -49,11 +52,11 @@ def with_steps(recipe: Recipe, steps: int) -> Recipe:
     return replace(recipe, method=replace(recipe.method, steps=steps))
 
 
-def _paced(recipe: Recipe, data: LabelledDataset, least: float) -> tuple[Pace, int]:
+def _paced(recipe: Recipe, data: LabelledDataset, least: float, at_work: bool) -> tuple[Pace, int]:
     runtime, method = _runtime(recipe, data), with_small_bank(recipe.build_method())
     runtime.start()
     problem = bare_problem(recipe, data, runtime, some_pool(recipe, data, method.needs_pool))
-    watch = Stopwatch.of(runtime, at_work=True)
+    watch = Stopwatch.of(runtime, at_work=at_work)
     state, pace = time_steps(method, problem, amount(recipe, data), watch, least)
     return pace, state.step
 

@@ -141,7 +141,7 @@ def _planned(recipe: Recipe, data: LabelledDataset, spent: float) -> tuple[Recip
     if left.minutes is None:
         return recipe, ""
     if not left.plan:
-        most, _ = plan(recipe, data, PLANNED * 60 * left.minutes)
+        most, _ = plan(recipe, data, PLANNED * 60 * left.minutes, at_work=False)
         return with_steps(recipe, min(recipe.method.steps, most.method.steps)), ""
     fitting, timed = plan(recipe, data, 60 * left.minutes)
     steps = fitting.method.steps
