@@ -30,6 +30,7 @@ from ..methods import METHODS
 from ..recipe import Layer, Recipe, merge, of_method, resolve
 from ..recipe.layers import BY_DEFAULT, flat
 from ..recipe.names import in_short
+from ..recipe.sections import AUTO
 from ..recipe.text import from_yaml, to_yaml
 from ..sets.parameterisations import Factor
 from ..spec import LabelledDataset
@@ -69,8 +70,12 @@ class Study:
     holdout: int = 0
 
     def on(self, data: Mapping[str, LabelledDataset]) -> Study:
-        """The study with what is known of each cell's data once they are read."""
-        return replace(self, cells=tuple(replace(c, recipe=c.recipe.on(data[c.name])) for c in self.cells))
+        """The study with what is known of each cell's data once they are read, and once what that makes equal."""
+        different = dict[tuple[str, str], Cell]()
+        for cell in self.cells:
+            recipe = cell.recipe.on(data[cell.name])
+            different.setdefault((cell.label, recipe.to_yaml()), replace(cell, recipe=recipe))
+        return replace(self, cells=tuple(different.values()))
 
     def to_yaml(self) -> str:
         """The study with every key resolved, as `read_study` reads it back."""
@@ -284,7 +289,10 @@ def study_of(
     seeds: Sequence[int],
     factors: Sequence[Factor] = (),
 ) -> Study:
-    """A comparison: every (IPC, method, factor, seed); a method of whole images has no factor, whatever is given."""
+    """A comparison: every (IPC, method, factor, seed); a method of whole images has no factor, whatever is given.
+
+    `random_mix` comes once more for each way of storing that a method has as its own: the undistilled row beside it.
+    """
     recipes = [
         resolve(of_method(layers, method), {"ipc": ipc, **factor, "seed": seed})
         for ipc in ipcs
@@ -292,7 +300,17 @@ def study_of(
         for factor in (({"factor": f} for f in factors) if factors and METHODS[method].uses_factor else ({},))
         for seed in seeds
     ]
-    return Study(tuple(Cell(_folder(r.method_name, r, COLUMNS), r.method_name, r) for r in recipes))
+    cells = [Cell(_folder(r.method_name, r, COLUMNS), r.method_name, r) for r in recipes]
+    return Study((*cells, *_undistilled(cells)))
+
+
+def _undistilled(cells: Sequence[Cell]) -> Iterator[Cell]:
+    """`random_mix` stored as other methods store, where it is compared at all and does not store so already."""
+    ways = {cell.recipe.parameterisation for cell in cells if cell.recipe.build_method().steps} - {AUTO}
+    for cell in (cell for cell in cells if cell.recipe.method_name == "random_mix"):
+        for way in sorted(ways - {cell.recipe.parameterisation}):
+            recipe = replace(cell.recipe, parameterisation=way)
+            yield replace(cell, name=_folder(f"{cell.label}-{way}", recipe, COLUMNS), recipe=recipe)
 
 
 def claim(study: Study, folder: Path, *, overwrite: bool = False) -> None:
