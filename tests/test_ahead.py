@@ -147,8 +147,8 @@ def test_the_time_left_is_told_while_tasks_are_waited_for(
 ) -> None:
     monkeypatch.setattr("potstill.run.progress.PLAIN_EVERY", 0.01)
     reporter = Reporter()
-    reporter.ahead = Ahead([Part("a", "sets", 600)])
-    with reporter.stage("sets", 2) as stage, reporter.beating(stage, lambda: f"at work: a 3%{reporter.ahead.words()}"):
+    ahead = reporter.ahead = Ahead([Part("a", "sets", 600)])
+    with reporter.stage("sets", 2) as stage, reporter.beating(stage, lambda: f"at work: a 3%{ahead.words()}"):
         time.sleep(0.1)
     assert "sets 0/2  at work: a 3%; in all about 10 min left" in capsys.readouterr().err
 

@@ -173,7 +173,7 @@ def test_a_tests_time_is_no_part_of_an_epoch(toy_dataset: LabelledDataset, monke
 
 def test_workers_share_what_one_core_would_do() -> None:
     """Two sets in two shards each, then their networks; what is finished or cannot be run takes nothing."""
-    sets = {"distill_seconds": 100.0, "evaluate_seconds": 30.0, "nets": 3, "shards": 2, "threads": 2}
+    sets: dict[str, Any] = {"distill_seconds": 100.0, "evaluate_seconds": 30.0, "nets": 3, "shards": 2, "threads": 2}
     found = [Estimate(name, "new", **sets) for name in "ab"]
     found += [Estimate("c", "finished"), Estimate("d", "fails: no", distill_seconds=9.0)]
     assert ahead_of(found, 1).left() == 260 and core_seconds(found) == 2 * 260

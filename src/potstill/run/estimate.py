@@ -253,8 +253,14 @@ def estimate_whole(
     if out and not missing_networks(recipe, data, None, RunStore(out / name).scores):
         return Estimate(name, "finished")
     seconds, memory = timings.scores_of(recipe, len(data.train), data)
-    how = {"nets": recipe.evaluation.nets, "threads": threads_of(recipe)}
-    return Estimate(name, "new", evaluate_seconds=seconds, memory_mb=memory // 2**20, **how)
+    return Estimate(
+        name,
+        "new",
+        evaluate_seconds=seconds,
+        memory_mb=memory // 2**20,
+        nets=recipe.evaluation.nets,
+        threads=threads_of(recipe),
+    )
 
 
 def on_the_way(cell: str) -> str:
