@@ -181,8 +181,10 @@ def _tell_of_unused(
     from ..run.paper import SCHEDULES, TABLES, read_table
 
     say, used = shared.reporter_of(options).say, {run.name for one in filled for e in one.entries for run in e.runs}
-    stems = {cell.stem for name in TABLES for s in SCHEDULES for cell in read_table(name, s, layers).cells}
-    others = [run for run in runs if run.exact and run.stem not in stems]
+    others = [run for run in runs if run.exact and run.name not in used]
+    if others:  # all tables are resolved for a reason only
+        stems = {cell.stem for name in TABLES for s in SCHEDULES for cell in read_table(name, s, layers).cells}
+        others = [run for run in others if run.stem not in stems]
     if others:
         say(
             f"{others[0].source}: of no cell under these keys, like {len(others) - 1} more: made with other keys, or "
