@@ -21,7 +21,7 @@ from .native import channels_last, library, pointers, sizes, usable
 
 TILE, PLANES = 4, 36  #: Pixels of a tile's side that one product gives, and numbers that stand for it on the way.
 LANES = 16  #: Channels come in whole vectors of the kernel, of 8 or 16.
-#: Below, products are too thin to gain (measured at 32); tiles that hang over the map's edge may cost so much more.
+#: Limits by reckoning, not measured: thinner products, and tiles that hang further over the map's edge, gain less.
 FEWEST_CHANNELS, MOST_OVERHANG = 64, 1.5
 #: Tiles that are worked on at a time: what stands for them stays in the caches (1.2 MB twice at 128 channels).
 BLOCK = 64
