@@ -12,10 +12,15 @@ import pytest
 from potstill.cli import main
 from potstill.errors import UsageError
 from potstill.methods import METHODS
+from potstill.methods.dsdm import DSDM as DSDMMethod
 from potstill.report import collect, make_rows
 from potstill.report.tables import to_markdown
 from potstill.run.compare import compare, run_study
+from potstill.run.distil import read_run_recipe
+from potstill.run.engine.find import find_engine
 from potstill.run.progress import Reporter
+from potstill.run.sharing import kin
+from potstill.run.store import RunStore
 from potstill.run.study import STUDY, Study, hold_out, read_study, study_of
 from potstill.spec import LabelledDataset
 
@@ -192,6 +197,15 @@ def test_a_study_of_the_field_has_every_method_under_one_budget_and_protocol(nam
     assert {recipe.pool.snapshots for recipe in recipes} == known
 
 
+def test_the_study_across_architectures_distils_two_sets_for_six_networks() -> None:
+    cells = read_study(STUDIES / "cross_architecture_cifar10_ipc10.yaml").cells
+    assert sorted(map(len, {tuple(names) for names in kin(cells).values()})) == [6, 6]
+    scored = {cell.recipe.evaluation.network: cell.recipe.evaluation.nets for cell in cells}
+    once = {"densenet121": 1, "vgg11": 1, "alexnet": 1}
+    assert scored == {"convnet": 3, "resnet10": 3, "densenet121_k12": 3, **once}
+    assert {cell.label for cell in cells} == {"dsdm", "dsdm_plus"}
+
+
 def test_a_dry_run_tells_what_each_cell_takes_counts_the_pool_once_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,6 +244,89 @@ def test_a_dry_run_knows_what_is_finished(tmp_path: Path, capsys: pytest.Capture
     shown = capsys.readouterr().out.splitlines()
     assert shown[1].split()[:2] == ["random-ipc1-seed0", "finished"]
     assert shown[-1].startswith("1 cells, about 0 s")
+
+
+NETWORKS = {
+    "Small": {"evaluation.network": "convnet:width=4,depth=1"},
+    "MLP": {"evaluation": {"network": "mlp", "nets": 2}},
+}
+
+
+@pytest.fixture
+def steps_taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A number for every step of DSDM."""
+    taken, plain = list[int](), DSDMMethod.step
+    monkeypatch.setattr(
+        DSDMMethod, "step", lambda method, problem, state: taken.append(1) or plain(method, problem, state)
+    )
+    return taken
+
+
+@pytest.mark.parametrize("engine", ["", "serial"])
+def test_a_set_that_several_networks_score_is_distilled_once_and_has_a_row_for_each(
+    engine: str, toy_dataset: LabelledDataset, tmp_path: Path, steps_taken: list[int]
+) -> None:
+    keys = {"method": DSDM, "budget": {"minutes": 0.001, "plan": True}}
+    study = read(tmp_path, vary={"network": NETWORKS}, cells={"dsdm": {**keys, "paper": [66.5, "unknown"]}})
+    given: dict[str, Any] = {"out": tmp_path / "out", "cache": tmp_path / "cache", "reporter": QUIET, "curve": True}
+    with find_engine("serial") as serial:
+        given["engine"] = serial if engine else None
+        outcomes = run_study(study, lambda _: toy_dataset, **given)
+        first, second = (RunStore(tmp_path / "out" / name) for name in ("dsdm-networkSmall", "dsdm-networkMLP"))
+        planned = [json.loads(store.chosen.read_text())["keys"]["budget.planned"] for store in (first, second)]
+        steps = len(steps_taken)
+        assert run_study(study, lambda _: toy_dataset, **given) == outcomes
+    assert [o.failure for o in outcomes] == ["", ""] and planned[0] == planned[1]
+    assert len(steps_taken) == steps  # a finished study takes none
+    assert first.metrics.read_text().count("\n") == planned[0] == second.metrics.read_text().count("\n")
+    assert first.distilled.read_bytes() == second.distilled.read_bytes()
+    assert read_run_recipe(second).evaluation.network == "mlp"
+    rows = make_rows(collect(tmp_path / "out"))
+    shown = {(row.label, row.network, row.n, row.paper) for row in rows}
+    assert shown == {("dsdm", "convnet:width=4,depth=1", "1 x 1", 66.5), ("dsdm", "mlp", "1 x 2", None)}
+    assert {path.name for path in second.scores.rglob("*.json") if "convnet" in path.name} == set()
+    assert len(list(second.kept_scores(0).glob("mlp-*.json"))) == 2  # the first set is scored by its own too
+
+
+@pytest.mark.parametrize("engine", ["", "serial"])
+def test_a_set_that_cannot_be_made_is_tried_once_and_fails_all_that_share_it(
+    engine: str, toy_dataset: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = list[int]()
+    monkeypatch.setattr(DSDMMethod, "step", lambda *_: tries.append(1) or 1 / 0)
+    study = read(tmp_path, vary={"network": NETWORKS}, cells={"dsdm": {"method": DSDM}, "random": {"method": "random"}})
+    with find_engine("serial") as serial:
+        given = {"out": tmp_path / "out", "cache": tmp_path / "cache", "engine": serial if engine else None}
+        outcomes = run_study(study, lambda _: toy_dataset, reporter=QUIET, **given)
+    assert ["division by zero" in o.failure for o in outcomes] == [True, True, False, False]
+    assert len(tries) == 1
+
+
+def test_a_network_added_later_scores_the_set_that_is_there_and_overwriting_makes_it_anew_once(
+    toy_dataset: LabelledDataset, tmp_path: Path, steps_taken: list[int]
+) -> None:
+    given: dict[str, Any] = {"out": tmp_path / "out", "reporter": QUIET}
+    cells = {"dsdm": {"method": {**DSDM, "steps": 2}, "saving.keep": [1]}}
+    run_study(read(tmp_path, vary={"on": {"Small": NETWORKS["Small"]}}, cells=cells), lambda _: toy_dataset, **given)
+    assert len(steps_taken) == 2
+    study = read(tmp_path, vary={"on": dict(reversed(NETWORKS.items()))}, cells=cells)  # the new one stands first
+    run_study(study, lambda _: toy_dataset, **given)
+    assert len(steps_taken) == 2
+    assert [*RunStore(tmp_path / "out" / "dsdm-onMLP").kept_sets()] == [0, 1]
+    run_study(study, lambda _: toy_dataset, overwrite=True, **given)
+    assert len(steps_taken) == 4
+
+
+def test_a_dry_run_counts_a_set_once_that_several_networks_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("POTSTILL_CACHE_DIR", str(tmp_path / "cache"))
+    sections = {"base": {**BASE, "data": {"name": "digits"}}, "cells": {"dsdm": {"method": DSDM}}}
+    plan = written(tmp_path, **sections, vary={"network": NETWORKS})
+    assert main(["compare", str(plan), "--out", str(tmp_path / "out"), "--json", "-q", "--dry-run"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["cells"]
+    assert first["distill_seconds"] > 0 == second["distill_seconds"]
+    assert first["evaluate_seconds"] > 0 < second["evaluate_seconds"]
 
 
 @pytest.mark.parametrize("methods", [["random"], ["random", "random_mix"], ["random_mix"]])

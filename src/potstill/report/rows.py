@@ -133,7 +133,7 @@ class Row:
 
 
 def group_runs(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
-    """Runs that differ only in their seed (and in how they were scored or kept snapshots) stand together.
+    """Runs that differ only in their seed (and in how many networks scored them, or kept snapshots) stand together.
 
     Groups come in the order of table rows, Random first.
     """
@@ -143,10 +143,16 @@ def group_runs(records: Iterable[RunRecord]) -> list[list[RunRecord]]:
         if record.planned:  # for one budget, from times that are not the same twice
             same["method"] = {k: v for k, v in record.config["method"].items() if k != "steps"}
         subject = [record.label, record.cell.get("holdout"), record.dataset, record.fingerprint]
-        subject += [record.budget_minutes, record.planned]
+        subject += [record.budget_minutes, record.planned, *_asked_terms(record)]
         key = json.dumps([same, *subject, record.stored_bits], sort_keys=True, default=str)
         groups.setdefault(key, []).append(record)
     return sorted(groups.values(), key=lambda group: (_subject(group[0]), _rank(group[0].method), group[0].name))
+
+
+def _asked_terms(record: RunRecord) -> list[Any]:
+    """What the run was to be scored by; other scores may lie beside those."""
+    evaluation = record.config.get("evaluation") or {}
+    return [evaluation.get(key) for key in ("network", "protocol", "epochs")]
 
 
 def make_rows(records: Iterable[RunRecord]) -> list[Row]:

@@ -22,6 +22,7 @@ from .estimate import Estimate, estimate, estimate_curve, estimate_whole
 from .progress import Reporter
 from .score import evaluate_full_data, evaluate_kept
 from .search import settle
+from .sharing import kin, take_set
 from .spread import Spread, Work
 from .store import FULL_DATA, RunStore
 from .study import Cell, Study, claim, load_cells, study_of
@@ -77,6 +78,8 @@ def run_study(
 ) -> list[Outcome]:
     """Distil and score every cell; finished work is kept, a failure is an outcome, not the end.
 
+    Cells that differ in nothing but how their set is scored share one, each with a copy in its folder.
+
     Failures stay in the run folders until the run is taken up again, so that a later report tells them too.
 
     Args:
@@ -107,15 +110,18 @@ def run_study(
         if overwrite:
             _start_anew(study, out)
         failures |= Spread(works, out, cache or default_cache(), engine, reporter, shards)()
-    outcomes = []
+    outcomes, sharing = [], kin(study.cells)
     for cell in study.cells:
         reporter.say(f"--- {cell.name}")
         store, data = RunStore(out / cell.name), loaded[cell.name]
         if cell.name in failures:
             told = None, failures[cell.name]
         else:
-            anew = overwrite and engine is None
-            told = attempt(reporter, _settle_and_score, cell, study.holdout, data, store, reporter, cache, anew)
+            anew, others = overwrite and engine is None, sharing[cell.name]
+            others = others[: others.index(cell.name)] if anew else others
+            told = attempt(reporter, _settle_and_score, cell, others, study.holdout, data, store, reporter, cache, anew)
+            if store.failure.exists() and not store.distilled.exists():
+                failures |= {name: f"{cell.name}, whose set it shares: {told[1]}" for name in sharing[cell.name]}
         outcomes.append(Outcome(cell.label, cell.recipe.ipc, cell.recipe.seed, store.root, *told))
         if each:
             each(outcomes[-1])
@@ -160,6 +166,7 @@ def estimates(
 
 def _settle_and_score(
     cell: Cell,
+    kin: Sequence[str],
     holdout: int,
     data: LabelledDataset,
     store: RunStore,
@@ -168,6 +175,9 @@ def _settle_and_score(
     overwrite: bool,
 ) -> Scores:
     _ = build_network(cell.recipe.evaluation.network, data.spec, 0)  # refused here, not after the set is made
+    if maker := take_set(cell, kin, store.root.parent, anew=overwrite):
+        reporter.say(f"{cell.name}: scores the set of {maker}")
+        overwrite = False
     recipe = settle(cell.recipe, data, store, reporter, cache=cache, overwrite=overwrite)
     return distil_and_score(replace(cell, recipe=recipe), holdout, data, store, reporter, cache, overwrite)
 

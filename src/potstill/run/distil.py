@@ -299,6 +299,11 @@ def _cut_short(synthetic: SyntheticSet, recipe: Recipe, method: Method[Any], rep
     return replace(synthetic, provenance={**synthetic.provenance, **facts})
 
 
+def is_finished(recipe: Recipe, store: RunStore) -> bool:
+    """Whether the set is there, and was not cut short by a budget where more is given now."""
+    return store.distilled.exists() and not has_budget_left(store.require_set(), settled(recipe, store), store)
+
+
 def has_budget_left(synthetic: SyntheticSet, recipe: Recipe, store: RunStore) -> bool:
     """Whether a set that a budget cut short may go on: a larger one is given now, or none."""
     spent = store.read_number("times.json", "distill_seconds")

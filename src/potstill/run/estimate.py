@@ -23,6 +23,7 @@ from .pretrain import missing_runs
 from .progress import Reporter
 from .score import missing_networks
 from .shards import split_of
+from .sharing import kin, takers
 from .store import RunStore, score_name
 from .study import Cell, Study, load_cells
 from .timing import Timings, begun_set, samples_of_set
@@ -117,14 +118,16 @@ def estimate(
     data, timings, pools = load_cells(study, load), timings or Timings(reporter), set[Any]()
     cells = [replace(cell, recipe=on_threads(_settled(cell, data[cell.name], out), threads)) for cell in study.cells]
     alone, known, found = len(cells) == 1, dict[str, Estimate](), dict[str, Estimate]()
+    taking = {cell.name for cell in cells} if scores_only else takers(kin(study.cells), out)
     for cell in sorted(cells, key=lambda cell: _work(cell, data[cell.name])):  # a kind is timed on its smallest
         stands = _stands(cell, RunStore(out / cell.name) if out else None)
         if stands == "finished":
             found[cell.name] = Estimate(cell.name, stands)
             continue
-        alike = replace(cell.recipe, seed=0).to_yaml() + stands  # another seed takes as long
+        takes = cell.name in taking
+        alike = f"{replace(cell.recipe, seed=0).to_yaml()}{stands} {takes}"  # another seed takes as long
         if alike not in known:
-            known[alike] = _timed_or_failed(cell, stands, data[cell.name], timings, shards, scores_only, alone)
+            known[alike] = _timed_or_failed(cell, stands, data[cell.name], timings, shards, takes, alone)
         found[cell.name] = replace(known[alike], cell=cell.name)
     for cell in cells:
         pool, needed = (data[cell.name].spec.fingerprint, cell.recipe.pool), cell.recipe.build_method().needs_pool

@@ -18,12 +18,13 @@ from ..sets.synthetic import SyntheticSet
 from ..spec import LabelledDataset
 from .ahead import Ahead
 from .cells import write_cell
-from .distil import has_budget_left, settled
+from .distil import is_finished, settled
 from .engine.base import Engine
 from .pretrain import run_keys
 from .progress import Reporter
 from .score import missing_networks, sets_to_score
 from .shards import join, shard_folder, split_of
+from .sharing import kin, take_set
 from .signals import interruptible
 from .store import RunStore
 from .study import Cell
@@ -55,7 +56,7 @@ class Spread:
     """Work in the hands of an engine.
 
     Attributes:
-        works: cells of one name share their set; they differ in how it is scored.
+        works: cells that differ in how their set is scored alone share it, those of one name their folder as well.
         shards: of the classes of each set, where a method's classes are independent; they are joined here.
         failures: cells that cannot be finished, and why.
     """
@@ -70,15 +71,18 @@ class Spread:
 
     def __post_init__(self) -> None:
         self._ahead = self.reporter.ahead or Ahead()
+        self._kin = kin(work.cell for work in self.works if not work.whole)
 
     def __call__(self) -> dict[str, str]:
         """Do all that can be done apart; what a cell still lacks afterwards is said in its failure."""
         with interruptible("the study"):
             self._refuse_budgets_of_shards()
+            self._take_sets()
             self._do("pools", self._members())
             self._do("searches", self._searches())
             self._do("sets", self._distillations())
             self._join()
+            self._take_sets()
             self._do("networks", self._networks())
         return self.failures
 
@@ -94,7 +98,8 @@ class Spread:
                 self._ahead.end(task.key, seconds, failed=failed)
                 if failed:
                     self.reporter.say(f"{task.cell}: {task.kind} failed: {told}")
-                    self._fail(task.cell, told, f"{task.kind}: ")
+                    for name in self._kin[task.cell] if task.kind in ("search", "distil") else [task.cell]:
+                        self._fail(name, told, f"{task.kind}: ")
                 else:
                     self._keep(task, told)
                 stage.advance(f"{task.name} done{self._ahead.words()}")
@@ -149,9 +154,24 @@ class Spread:
 
     def _refuse_budgets_of_shards(self) -> None:
         for work, recipe, store in self._sets():
-            if _budget_of_shards(work, recipe, self.shards) and not _is_finished(recipe, store):
+            if _budget_of_shards(work, recipe, self.shards) and not is_finished(recipe, store):
                 why = "a budget is that of a whole set, not of its shards; leave out --shards or budget.minutes"
                 self._fail(work.cell.name, UsageError(why))
+
+    def _makers(self) -> Iterator[tuple[Work, Recipe, RunStore]]:
+        """Of the cells that share a set the first."""
+        asked = set[str]()
+        for work, recipe, store in self._sets():
+            if work.cell.name not in asked:
+                asked.update(self._kin[work.cell.name])
+                yield work, recipe, store
+
+    def _take_sets(self) -> None:
+        for work, _, _ in self._sets():
+            try:
+                take_set(work.cell, self._kin[work.cell.name], self.out)
+            except PotstillError as error:
+                self._fail(work.cell.name, error)
 
     def _members(self) -> Iterator[Task]:
         asked = set[str]()
@@ -165,27 +185,25 @@ class Spread:
                     yield self._task("member", work, recipe, index=run, inputs=there)
 
     def _searches(self) -> Iterator[Task]:
-        asked = set[str]()
-        for work, recipe, store in self._sets():
-            if recipe.open and work.cell.name not in asked and not store.distilled.exists():
-                asked.add(work.cell.name)
+        for work, recipe, store in self._makers():
+            if recipe.open and not store.distilled.exists():
                 yield self._task("search", work, recipe)
 
     def _distillations(self) -> Iterator[Task]:
-        asked, whole = set[str](), set[str]()
-        for work, recipe, store in self._sets():
-            if work.cell.name in asked or _is_finished(recipe, store):
+        whole = set[str]()
+        for work, recipe, store in self._makers():
+            if is_finished(recipe, store):
                 continue
             if store.distilled.exists():
                 store.reopen()
-            asked.add(work.cell.name)
             if self.shards > 1 and recipe.method_name not in whole and not recipe.build_method().independent_classes:
                 whole.add(recipe.method_name)
                 self.reporter.say(
                     f"{recipe.method_name}: its classes depend on each other, so --shards splits none of its sets"
                 )
             if missing := [name for name in _pool(work, recipe) if not (self.cache / name).exists()]:
-                self._fail(work.cell.name, _Lacking(f"{len(missing)} networks of its pool are missing"))
+                for name in self._kin[work.cell.name]:
+                    self._fail(name, _Lacking(f"{len(missing)} networks of its pool are missing"))
                 continue
             for classes in split_of(recipe, work.data, self.shards) or [()]:
                 run = self._shard(store, classes)
@@ -267,11 +285,6 @@ class _Lacking(PotstillError):
 
 def _budget_of_shards(work: Work, recipe: Recipe, shards: int) -> bool:
     return recipe.budget.minutes is not None and bool(split_of(recipe, work.data, shards))
-
-
-def _is_finished(recipe: Recipe, store: RunStore) -> bool:
-    """Whether the set is there, and was not cut short by a budget where more is given now."""
-    return store.distilled.exists() and not has_budget_left(store.require_set(), recipe, store)
 
 
 def _has_pool(recipe: Recipe) -> bool:

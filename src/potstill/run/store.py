@@ -255,6 +255,15 @@ class RunStore:
         for path in (*self.scores.glob("*.json"), *rounded, self.preview, self.distilled):
             path.unlink(missing_ok=True)
 
+    def take(self, other: RunStore) -> None:
+        """Become a run that made the other's set: all that is of it, but no scores and no place in a study."""
+        self.clear()
+        facts = (other.config, other.asked, other.chosen, other.search / "trials.json", other.root / "env.json")
+        state = (other.metrics, other.root / "times.json", other.snapshot, *other.kept_sets().values(), other.preview)
+        for path in (*facts, *state, other.distilled):  # the set last: it says that the run is finished
+            if path.exists():
+                write_atomically(self.root / path.relative_to(other.root), path.read_bytes())
+
     def clear(self) -> None:
         """Forget everything a former run left here, other people's files excepted."""
         shutil.rmtree(self.root / "state" / "shards", ignore_errors=True)

@@ -52,7 +52,7 @@ class Cell:
 
     Attributes:
         name: of its folder.
-        label: of its row; runs that differ in their seed share it.
+        label: of its row; runs that differ in their seed, or in how they are scored, share it.
         paper: accuracy that was published for it, in percent.
     """
 
@@ -106,6 +106,12 @@ class Draft:
     paper: float | None = None
     paper_std: float | None = None
     whole: bool = False
+
+    @property
+    def in_label(self) -> list[str]:
+        """What varies that a table has no column for."""
+        varied = zip(self.at, self.layers[1:-1], strict=True)
+        return [key for key, layer in varied if key not in COLUMNS and not _of_scores(layer)]
 
     def keys(self, *under: Layer, over: Sequence[Layer] = ()) -> dict[str, Any]:
         """All recipe keys as one layer, with layers beneath and above its own; what goes by IPC is settled."""
@@ -163,7 +169,7 @@ def read_study(path: Path, *over: Layer) -> Study:
             recipe = resolve(draft.keys(over=over))
         except UsageError as error:
             raise UsageError(f"{path}: cell {draft.name!r}: {error}") from error
-        words = [_word(key, value) for key, value in draft.at.items() if key not in COLUMNS]
+        words = [_word(key, draft.at[key]) for key in draft.in_label]
         cell = Cell(_folder(draft.name, recipe, draft.at), "-".join([draft.label, *words]), recipe, draft.paper)
         found.setdefault(cell.name, cell)
     return Study(tuple(found.values()), plan.holdout)
@@ -264,6 +270,11 @@ def _notes(section: Any, source: str) -> tuple[Note, ...]:
             Note(str(entry.get("text", "")), {k: tuple(v) if isinstance(v, list) else (v,) for k, v in on.items()})
         )
     return tuple(notes)
+
+
+def _of_scores(layer: Layer) -> bool:
+    """Whether a layer says nothing but how sets are scored, which has columns of its own too."""
+    return all(key.partition(".")[0] == "evaluation" for key, _ in flat(layer))
 
 
 def _settled(value: Any, ipc: Any) -> Any:
