@@ -62,7 +62,9 @@ def test_features_serve_other_ipc_values_and_other_methods(
     first = problem_of(toy_dataset, tmp_path)
     assert embedded(first, monkeypatch) == 2 * 2  # networks x draws
     assert first.features is not None and first.features.reused_seconds == 0
-    assert embedded(problem_of(toy_dataset, tmp_path, ipc=1), monkeypatch) == 0
+    other = problem_of(toy_dataset, tmp_path, ipc=1)
+    assert embedded(other, monkeypatch) == 0
+    assert other.features and other.features.reused_seconds > 0 and other.features.reused_core_seconds > 0
     assert embedded(problem_of(toy_dataset, tmp_path, parameterisation=(1, 1)), monkeypatch) == 0
     plus = banking("dsdm_plus")
     assert embedded(problem_of(toy_dataset, tmp_path, ipc=1), monkeypatch, plus) == 0

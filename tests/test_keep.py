@@ -26,7 +26,7 @@ KEYS: dict[str, Any] = {
     "data.name": "digits",
     "methods": {"m3d": {"real_batch": 4, "steps": 102}},
     "evaluation": {"nets": 2, "epochs": 1, "stored_bits": 8},
-    "saving": {"keep": [100]},
+    "saving": {"keep": [40, 100]},
 }
 
 
@@ -48,7 +48,7 @@ def test_kept_runs_give_the_rows_curves_and_records_of_their_folders(runs: Path,
         r.gain is not None for r in make_rows(after)
     )
     assert curves_to_json(after) == curves_to_json(before) and len(curves_to_json(after)) == 1
-    assert [line["step"] for line in after[0].metrics] == [100, 102]
+    assert [line["step"] for line in after[0].metrics] == [40, 100, 102]
     assert json.loads(path.read_text())["notes"] == ["on a toaster"]
     for one, other in zip(stored_in(runs), stored_in(path.parent), strict=True):
         assert one.to_json() == other.to_json()

@@ -33,6 +33,7 @@ from potstill.machine.runtime import Runtime
 from potstill.networks import Backbone, build_network
 from potstill.seeding import derive, generator
 from potstill.spec import LabelledDataset
+from potstill.tensors import pack, read_tensors
 
 QUICK = Schedule(epochs=2, batch=16, learning_rate=0.01, augment="color_crop", cutmix=0.5)
 
@@ -288,14 +289,18 @@ def test_seconds_are_those_from_nothing_also_where_a_killed_run_left_its_first_s
     assert first.seconds == again.seconds == make(data, tmp_path, members=1, snapshots=(1,)).seconds == 2
 
 
-def test_core_seconds_go_by_the_threads_that_trained_a_member(
+def test_core_seconds_are_the_work_of_training_and_of_older_members_the_seconds_times_their_threads(
     data: LabelledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = count()
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: float(next(now))))
+    monkeypatch.setattr(module.work, "core_seconds", lambda device: 5.0 * next(now))
     made = make(data, tmp_path, members=2, runtime=Runtime(threads=2))
-    found = make(data, tmp_path, members=2, runtime=Runtime(threads=1))
-    assert made.core_seconds == found.core_seconds == 2 * made.seconds > 0
+    assert made.core_seconds == make(data, tmp_path, members=2).core_seconds > 2 * made.seconds > 0
+    for path in tmp_path.glob("*.safetensors"):
+        tensors, facts = read_tensors(path, "member", "")
+        path.write_bytes(pack(tensors, {key: value for key, value in facts.items() if key != "core_seconds"}))
+    assert make(data, tmp_path, members=2).core_seconds == 2 * made.seconds
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])

@@ -768,6 +768,26 @@ def test_a_curve_counts_core_minutes_from_nothing(costly: Path):
     assert [(p.step, p.core_minutes) for p in dm.points] == [(0, 0), (20, pytest.approx(2 / 60))]
 
 
+def test_a_curve_counts_the_work_of_cores_where_runs_tell_it_and_says_what_it_counts(costly: Path, make_run: MakeRun):
+    told = {"pool_core_seconds": 60.0, "distill_core_seconds": 14.0}
+    for name, device in (("core", "cpu"), ("gpu", "cuda")):
+        lines = [{**line, "core_seconds": 0.7 * line["step"]} for line in make_metrics(20)]
+        times = {**told, "core_seconds_of": device}
+        shared = {"initial": make_set(), "distilled": make_set(), "kept": {0: (0.4,), 10: (0.6,)}, "times": times}
+        make_run(
+            name, "m3d", cell={"label": name}, accuracies=(0.8,), metrics=lines, environment={"threads": 2}, **shared
+        )
+    curves = {curve.runs[0]: curve for curve in cost_curves(collect(costly))}
+    assert [point.core_minutes for point in curves["core"].points] == [
+        pytest.approx(v / 60) for v in (60, 60 + 7, 60 + 14)
+    ]
+    units = ["minutes of the clock x threads", "core-minutes", "GPU minutes"]
+    assert [curves[name].unit for name in ("d0", "core", "gpu")] == units
+    text = " ".join(parse(render_report(collect(costly))).text.split())
+    for unit in units:  # each in a figure of its own
+        assert text.count(f"{unit} from nothing (pool and distilling)") == 1
+
+
 def test_scores_on_the_way_change_no_row(costly: Path):
     rows = make_rows(collect(costly))
     assert [(row.method, row.mean, row.n) for row in rows] == [
@@ -789,7 +809,7 @@ def test_the_page_has_a_figure_of_accuracy_against_cost_where_there_is_one(costl
     text = " ".join(parse(page).text.split())
     assert "Accuracy against cost" in text
     assert "toy, IPC 2: convnet, protocol dsdm, 50 epochs" in text
-    assert text.count("core-minutes from nothing (pool and distilling)") == 1
+    assert text.count("minutes of the clock x threads from nothing (pool and distilling)") == 1
     assert render_report(collect(costly)) == page
     make_run("plain", "random_mix", accuracies=(0.5,), distilled=make_set())
     assert "Accuracy against cost" not in render_report([read_run(costly / "plain")])

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -403,6 +404,35 @@ def test_seconds_go_on_where_the_snapshot_left_them(
     distill_run(small(), toy_dataset, store, QUIET, resume=True)
     seconds = [json.loads(line)["seconds"] for line in store.metrics.read_text().splitlines()]
     assert seconds[3] < 100 < seconds[4] <= seconds[5] <= store.read_json("times.json")["distill_seconds"] < 200
+
+
+@pytest.mark.parametrize(("known", "before"), [({"distill_core_seconds": 60.0}, 60), ({}, 100)])
+def test_the_work_of_cores_goes_on_too_and_of_older_parts_it_is_the_clocks_times_the_threads(
+    known: dict[str, float],
+    before: float,
+    toy_dataset: LabelledDataset,
+    store: RunStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stop_in_step_5(toy_dataset, store, monkeypatch)
+    lines = [json.loads(line) for line in store.metrics.read_text().splitlines()]
+    assert (
+        0
+        < lines[0]["core_seconds"]
+        <= lines[3]["core_seconds"]
+        <= store.read_json("times.json")["distill_core_seconds"]
+    )
+    if not known:
+        text = "".join(json.dumps({k: v for k, v in line.items() if k != "core_seconds"}) + "\n" for line in lines)
+        store.metrics.write_text(text)
+    store.write_json("times.json", {"distill_seconds": 100.0, **known})
+    now = count(7)
+    monkeypatch.setattr(stages, "core_seconds", lambda device: float(next(now)))
+    distill_run(small(), toy_dataset, store, QUIET, resume=True)
+    work = [json.loads(line)["core_seconds"] for line in store.metrics.read_text().splitlines()[4:]]
+    assert work == [before + 1, before + 2]
+    times = store.read_json("times.json")
+    assert times["distill_core_seconds"] == before + 3 and times["core_seconds_of"] == "cpu"
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system cannot forget a peak")

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..files import require_writable, sweep, write_atomically
+from ..machine import work
 from ..machine.runtime import Runtime
 from ..networks import Backbone, Frozen, FrozenNetwork, build_network, give, given, identity, is_given
 from ..seeding import derive, generator
@@ -79,7 +80,8 @@ class Pool:
     Attributes:
         network: name of the architecture, see `networks`.
         members: weights by parameter name, fp32 on the CPU.
-        seconds: what training the runs took from nothing, whenever that was; core_seconds: times its threads.
+        seconds: what training the runs took from nothing, whenever that was; core_seconds: the work of it (`work`), of
+            members of older versions the seconds times the threads.
         digests: the members' content addresses, in the same order.
         moments: epochs of a training run whose weights are members, in order: members lie run by run. Without any,
             each member is a run of its own.
@@ -213,8 +215,9 @@ def read_pool(network: str, runs: Sequence[Sequence[MemberKey]], cache: Path, *,
     seconds = core_seconds = 0.0
     for members in read:
         facts = members[-1][1]  # the last epoch's clock holds the whole run
-        seconds += float(facts.get("seconds", 0))
-        core_seconds += float(facts.get("seconds", 0)) * int(facts.get("threads", threads))
+        clock = float(facts.get("seconds", 0))
+        seconds += clock
+        core_seconds += float(facts.get("core_seconds", clock * int(facts.get("threads", threads))))
     weights, metadata = zip(*(member for members in read for member in members), strict=True)
     digests = tuple(key.digest() for keys in runs for key in keys)
     moments = tuple(key.epoch for key in runs[0])
@@ -258,7 +261,7 @@ def _train_run(
     on_epoch: Callable[[int, float], None] | None,
 ) -> None:
     network: Backbone = build_network(name, spec, keys[-1].seed)
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), work.core_seconds(runtime.device)
     by_epoch = {key.epoch: key for key in keys}
 
     def keep(epoch: float, loss: float) -> None:
@@ -266,6 +269,7 @@ def _train_run(
         facts = {
             "key": json.dumps(asdict(key), sort_keys=True),
             "seconds": f"{time.perf_counter() - started:.1f}",
+            "core_seconds": f"{work.core_seconds(runtime.device) - worked:.1f}",
             "loss": f"{loss:.6f}",
             "train_accuracy": f"{_sampled_accuracy(network, train, spec, runtime):.4f}",
             "runtime": runtime.describe(),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..files import require_writable, sweep, write_atomically
+from ..machine.work import core_seconds
 from ..tensors import map_tensors, pack
 
 REMEDY = "delete the file to make it again"
@@ -27,13 +28,16 @@ class FeatureStore:
 
     Attributes:
         folder: where they lie; made when first needed.
-        reused_seconds: what making the batches took that were found here, whoever made them: a run that found them
-            owes that time to an honest account.
+        device: that makes batches.
+        reused_seconds, reused_core_seconds: what making batches took that were found here, by the clock and in work,
+            whoever made them: a run that found them owes that time to an honest account.
         on_batch: called with (batches done, of how many) while the folder is being filled.
     """
 
     folder: Path
+    device: str = "cpu"
     reused_seconds: float = 0.0
+    reused_core_seconds: float = 0.0
     on_batch: Callable[[int, int], None] = field(default=lambda done, total: None, repr=False)
 
     def fill(self, batches: Sequence[tuple[str, Callable[[], Tensor]]]) -> None:
@@ -69,23 +73,27 @@ class FeatureStore:
     def _provide(self, name: str, make: Callable[[], Tensor], *, wait: bool) -> None:
         path = self._path(name)
         if path.exists():
-            self.reused_seconds += self._open(name)[1]
-            return
+            return self._count(name)
         with FileLock(path.with_suffix(".lock"), timeout=-1 if wait else 0):
             if path.exists():  # made while this process waited
-                self.reused_seconds += self._open(name)[1]
-                return
-            started = time.perf_counter()
+                return self._count(name)
+            started, worked = time.perf_counter(), core_seconds(self.device)
             features = make()
-            seconds = time.perf_counter() - started
-            write_atomically(path, pack({"features": features}, {"seconds": f"{seconds:.3f}"}))
+            seconds, work = time.perf_counter() - started, core_seconds(self.device) - worked
+            took = {"seconds": f"{seconds:.3f}", "core_seconds": f"{work:.3f}"}
+            write_atomically(path, pack({"features": features}, took))
 
-    def _open(self, name: str) -> tuple[Tensor, float]:
-        """The features of a batch and the seconds they took."""
+    def _count(self, name: str) -> None:
+        _, seconds, work = self._open(name)
+        self.reused_seconds += seconds
+        self.reused_core_seconds += work
+
+    def _open(self, name: str) -> tuple[Tensor, float, float]:
+        """The features of a batch, and the seconds they took of the clock and of work, as far as that was counted."""
         path = self._path(name)
         tensors, facts = map_tensors(path, "features", REMEDY)
         try:
-            return tensors["features"], float(facts["seconds"])
+            return tensors["features"], float(facts["seconds"]), float(facts.get("core_seconds", facts["seconds"]))
         except (KeyError, ValueError) as error:
             raise DataError(f"{path}: damaged features ({error}); {REMEDY}") from error
 

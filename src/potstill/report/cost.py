@@ -1,7 +1,8 @@
 """Accuracy against what it cost: the sets that iterative methods kept on the way, core-minutes counted from nothing.
 
-A core-minute is a minute of wall time times the threads that ran in it. The pool is counted as if each method had to
-train it, also where it was found in the cache.
+A core-minute is a minute that a core was at work; of a GPU it is a minute of the clock. Runs of older versions tell the
+clock alone, which then counts times their threads. The pool is counted as if each method had to train
+it, also where it was found in the cache.
 """
 
 from __future__ import annotations
@@ -12,13 +13,18 @@ from statistics import fmean
 from typing import Any
 
 from ..scores import Score, Scores
-from .read import RunRecord
+from .read import RunRecord, joined
 from .rows import group_runs, scores_of_sets
+
+#: Minutes that cores were at work; of the clock, where another device was; of the clock in runs that do not tell, times
+#: their threads.
+CORES, GPU, CLOCK = "core-minutes", "GPU minutes", "minutes of the clock x threads"
 
 
 @dataclass(frozen=True)
 class CostPoint:
-    """The sets of all runs after `step` steps: what they had cost by then (a mean), and their accuracy as in a row."""
+    """The sets of all runs after `step` steps: what they had cost by then (a mean, in the unit of their curve), and
+    their accuracy as in a row."""
 
     step: int
     core_minutes: float
@@ -30,7 +36,10 @@ class CostPoint:
 
 @dataclass(frozen=True)
 class CostCurve:
-    """One method's points in the order of steps, the last of them its finished sets; `same_as` as in a row."""
+    """One method's points in the order of steps, the last of them its finished sets; `same_as` as in a row.
+
+    `unit` says what its core-minutes are: `CORES`, `GPU` or `CLOCK`.
+    """
 
     method: str
     dataset: str
@@ -41,11 +50,12 @@ class CostCurve:
     runs: tuple[str, ...]
     points: tuple[CostPoint, ...]
     same_as: str = ""
+    unit: str = CLOCK
 
     @property
     def subject(self) -> tuple[Any, ...]:
         """What curves in one figure share."""
-        return self.dataset, self.ipc, self.network, self.protocol, self.epochs
+        return self.dataset, self.ipc, self.network, self.protocol, self.epochs, self.unit
 
 
 def cost_curves(records: Iterable[RunRecord]) -> list[CostCurve]:
@@ -61,19 +71,25 @@ def curves_to_json(records: Iterable[RunRecord]) -> list[dict[str, Any]]:
 def core_minutes(record: RunRecord, step: int) -> float | None:
     """From nothing to the set after `step` steps; None where the metrics do not tell."""
     threads = float(record.environment.get("threads", 1))
-    seconds = {0: 0.0, **{int(line["step"]): line.get("seconds") for line in record.metrics}}.get(step)
-    if seconds is None:
+    line = {0: {"seconds": 0.0}, **{int(line["step"]): line for line in record.metrics}}.get(step, {})
+    if "seconds" not in line:
         return None
     pool = record.times.get("pool_core_seconds", threads * record.times.get("pool_seconds", 0.0))
-    return (pool + threads * seconds) / 60
+    return (pool + line.get("core_seconds", threads * line["seconds"])) / 60
+
+
+def unit_of(record: RunRecord) -> str:
+    """Of the run's core-minutes."""
+    device = record.times.get("core_seconds_of")
+    return CLOCK if device is None else CORES if device == "cpu" else GPU
 
 
 def _curves_of_group(group: Sequence[RunRecord]) -> list[CostCurve]:
     first = group[0]
     found = sorted({s.terms for record in group for scores in record.kept_scores.values() for s in scores})
-    names = tuple(record.name for record in group)
+    names, unit = tuple(record.name for record in group), joined(map(unit_of, group))
     return [
-        CostCurve(first.method, first.dataset, first.ipc, *terms, names, _points(group, terms), first.same_as)
+        CostCurve(first.method, first.dataset, first.ipc, *terms, names, _points(group, terms), first.same_as, unit)
         for terms in found
     ]
 

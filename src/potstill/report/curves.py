@@ -12,6 +12,7 @@ import numpy as np
 
 from ..escape import figure as figure_text
 from .cost import CostCurve
+from .read import joined
 
 #: Mid-tones, told apart on white and on black and by most colour-blind readers; the total comes first.
 COLOURS = ("#808080", "#4477aa", "#ee6677", "#228833", "#aa3377", "#b8860b", "#0099aa")
@@ -81,7 +82,7 @@ def cost_figure(curves: Sequence[CostCurve], labels: Sequence[str]) -> str:
                 capsize=2,
             )
         axes.set_xlim(left=0)
-        axes.set_xlabel("core-minutes from nothing (pool and distilling)")
+        axes.set_xlabel(f"{joined(curve.unit for curve in curves)} from nothing (pool and distilling)")
         axes.set_ylabel("accuracy, %")
         axes.grid(True)
         legend(axes, len(curves))

@@ -48,7 +48,8 @@ def keep(folder: Path, out: Path, notes: Sequence[str] = ()) -> Path:
 
 
 def _kept(run: RunRecord) -> dict[str, Any]:
-    thin = [line for i, line in enumerate(run.metrics, start=1) if i % 100 == 0 or i == len(run.metrics)]
+    kept = {*run.kept_scores, run.steps_done}  # of which curves need the times
+    thin = [line for i, line in enumerate(run.metrics, start=1) if i % 100 == 0 or line["step"] in kept]
     return {
         "recipe": run.config,
         "environment": run.environment,

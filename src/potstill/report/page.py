@@ -113,10 +113,10 @@ def render_report(records: Sequence[RunRecord]) -> str:
 
 
 def _cost_figures(curves: Sequence[CostCurve]) -> list[CurveFigure]:
-    """A figure for each data set, IPC and way of scoring."""
+    """A figure for each data set, IPC, way of scoring and unit of cost."""
     figures = []
     for i, subject in enumerate(dict.fromkeys(curve.subject for curve in curves)):
-        dataset, ipc, network, protocol, epochs = subject
+        dataset, ipc, network, protocol, epochs, _unit = subject
         drawn = [curve for curve in curves if curve.subject == subject]
         methods = [marked(curve.method, curve.same_as) for curve in drawn]
         labels = [m if methods.count(m) == 1 else f"{m} ({c.runs[0]})" for m, c in zip(methods, drawn, strict=True)]

@@ -17,6 +17,7 @@ from ..evaluation import find_protocol
 from ..files import default_cache
 from ..learning.pool import Pool, snapshot_epochs
 from ..machine.runtime import Runtime
+from ..machine.work import core_seconds
 from ..methods import FeatureStore, Method, Metrics, Problem, State
 from ..recipe import Recipe, parse_recipe, read_recipe, resolve
 from ..sets.export.pictures import save_preview
@@ -130,7 +131,7 @@ def _problem(
     if not recipe.saving.features:
         return problem
     folder = (cache or default_cache()) / "features"
-    return replace(problem, features=FeatureStore(folder, on_batch=reporter.counter("features")))
+    return replace(problem, features=FeatureStore(folder, runtime.device, on_batch=reporter.counter("features")))
 
 
 def distilling_runtime(recipe: Recipe, method: Method[Any], data: LabelledDataset) -> Runtime:
@@ -173,10 +174,11 @@ def _distill(
     recipe: Recipe, method: Method[Any], problem: Problem, store: RunStore, reporter: Reporter
 ) -> SyntheticSet:
     forget_peak_memory()
-    clock = Clock()
+    clock = Clock(problem.runtime)
     state = _first_state(method, problem, store)
     # A killed process may have written the snapshot and not yet the times.
-    clock.add(max(store.read_number("times.json", "distill_seconds"), store.seconds_logged(state.step)))
+    spent = {k: max(store.read_number("times.json", f"distill_{k}"), store.logged(state.step, k)) for k in Clock.COUNTS}
+    clock.add(**spent)
     if state.step == 0:  # a run that goes on made or found its features before, and its time holds theirs
         clock.shared = problem.features
     with (
@@ -198,20 +200,32 @@ def _distill(
 
 
 class Clock:
-    """Seconds that distilling took, over all resumes; the time of steps that were lost is no part of it."""
+    """What distilling took over all resumes, of the clock and of work; steps that were lost are no part of it."""
 
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
+    COUNTS = ("seconds", "core_seconds")
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._started, self._worked = time.perf_counter(), core_seconds(runtime.device)
         #: Whose features count with the time that making them took, also where they were found ready.
         self.shared: FeatureStore | None = None
 
-    def add(self, seconds: float) -> None:
-        """What earlier processes took."""
+    def add(self, seconds: float, core_seconds: float) -> None:
+        """What earlier processes took; those of older versions counted no work, which is taken to be all threads'."""
         self._started -= seconds
+        self._worked -= core_seconds or seconds * (self._runtime.threads if self._runtime.device == "cpu" else 1)
 
     @property
     def seconds(self) -> float:
         return round(time.perf_counter() - self._started + (self.shared.reused_seconds if self.shared else 0), 3)
+
+    @property
+    def core_seconds(self) -> float:
+        shared = self.shared.reused_core_seconds if self.shared else 0
+        return round(core_seconds(self._runtime.device) - self._worked + shared, 3)
+
+    def to_json(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in self.COUNTS}
 
 
 class Recorder:
@@ -235,7 +249,7 @@ class Recorder:
             RunError: a loss or images that are not finite.
         """
         _check_finite(metrics, state, self.store)
-        self._log.append({"step": state.step, "seconds": self.clock.seconds, **metrics.to_json()})
+        self._log.append({"step": state.step, **self.clock.to_json(), **metrics.to_json()})
         if state.step in self.recipe.saving.keep:
             self.store.write_set(self.store.kept(state.step), self._result(state))
         if self._is_due(state.step):
@@ -254,7 +268,7 @@ class Recorder:
         self._log.flush()
         self.store.write_snapshot(state.to_tensors())
         peak = max(peak_memory_mb(), self._peak_before)
-        self.store.write_json("times.json", _times(self.problem.pool, self.clock.seconds, peak))
+        self.store.write_json("times.json", _times(self.problem, self.clock, peak))
         self._saved_at = time.perf_counter()
 
 
@@ -389,11 +403,13 @@ def _claim(store: RunStore, recipe: Recipe, resume: bool, overwrite: bool) -> No
     store.write_config(recipe.to_yaml())
 
 
-def _times(pool: Pool | None, seconds: float, peak_memory: int) -> dict[str, Any]:
+def _times(problem: Problem, clock: Clock, peak_memory: int) -> dict[str, Any]:
+    pool = problem.pool
     return {
         "pool_seconds": round(pool.seconds, 1) if pool else 0.0,
         "pool_core_seconds": round(pool.core_seconds, 1) if pool else 0.0,
-        "distill_seconds": seconds,
+        **{f"distill_{key}": seconds for key, seconds in clock.to_json().items()},
+        "core_seconds_of": problem.runtime.device.partition(":")[0],
         "peak_memory_mb": peak_memory,
     }
 

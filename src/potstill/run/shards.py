@@ -82,7 +82,9 @@ def _metrics(parts: Sequence[RunStore]) -> list[dict[str, object]]:
         lines.append(
             {
                 "step": records[0]["step"],
-                "seconds": round(sum(record["seconds"] for record in records), 3),
+                **{
+                    key: round(sum(r.get(key, r["seconds"]) for r in records), 3) for key in ("seconds", "core_seconds")
+                },
                 "loss": sum(record["loss"] for record in records),
                 "terms": _sums([record.get("terms", {}) for record in records], [1.0] * len(parts)),
                 "notes": _sums(notes, [weight / sum(weights) for weight in weights]),
@@ -97,6 +99,7 @@ def _sums(records: Sequence[Record], weights: Sequence[float]) -> dict[str, floa
 
 def _times(parts: Sequence[RunStore]) -> dict[str, object]:
     times = [part.read_json("times.json") for part in parts]
-    seconds = sum(part.read_number("times.json", "distill_seconds") for part in parts)
+    summed = ("distill_seconds", "distill_core_seconds")
+    seconds = {key: round(sum(part.read_number("times.json", key) for part in parts), 3) for key in summed}
     peak = max(int(part.read_number("times.json", "peak_memory_mb")) for part in parts)
-    return {**times[0], "distill_seconds": round(seconds, 3), "peak_memory_mb": peak}
+    return {**times[0], **seconds, "peak_memory_mb": peak}

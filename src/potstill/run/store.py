@@ -227,12 +227,12 @@ class RunStore:
         places = [self.in_few_bits(bits) for bits in range(MOST_BITS, 0, -1)]
         return [place for place in places if any(place.scores.glob("*.json"))]
 
-    def seconds_logged(self, step: int) -> float:
-        """Of a step's line in the metrics; 0 where there is none."""
+    def logged(self, step: int, key: str) -> float:
+        """A number of a step's line in the metrics; 0 where there is none."""
         if step and self.metrics.exists():
             for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()[step - 1 : step]:
                 with suppress(ValueError, KeyError, TypeError):
-                    return float(json.loads(line)["seconds"])
+                    return float(json.loads(line)[key])
         return 0.0
 
     def write_snapshot(self, tensors: dict[str, Tensor]) -> None:
