@@ -18,6 +18,7 @@ from potstill.learning.augment import Draw, Strategy, draw_operations
 from potstill.learning.optim import Descent
 from potstill.learning.pool import untrained
 from potstill.machine.runtime import Runtime
+from potstill.matching.features import match_covariances, match_prototypes
 from potstill.methods import Metrics, Problem, run_method
 from potstill.methods.dsdm import DSDM, DSDMState
 from potstill.methods.real_features import Bank, BankConfig, bank, real_batch
@@ -244,6 +245,88 @@ def test_the_covariance_of_channels_is_a_term_of_its_own_weight(toy_colour: Labe
     assert not torch.equal(after.images, state.images)
     _, (without,) = walk(dsdm(), problem_of(toy_colour), steps=1)
     assert without["channel_covariance"] == 0
+
+
+def test_mirror_images_are_matched_along_where_mirroring_keeps_the_label(toy_colour: LabelledDataset) -> None:
+    """By the formulas on samples and their mirror images; on digits, say, nothing changes."""
+    mirroring, other = (replace(toy_colour, spec=replace(toy_colour.spec, mirror=mirror)) for mirror in (True, False))
+    problem, method = problem_of(mirroring), dsdm(mirrored=True, augment="none", calibration_weight=1.0)
+    state = method.init(problem)
+    _, metrics = method.step(problem, state)
+    weights = problem.require_pool("dsdm").members[int(metrics.notes["network"])]
+    batch = real_batch(problem, weights, Strategy(), 16, 0)
+    samples = problem.decode(state.images)
+    both = torch.cat([samples, samples[..., torch.arange(samples.shape[-1] - 1, -1, -1)]], dim=1)
+    synthetic = problem.extractor.embed(weights, both, batch.draw)
+    logits = problem.extractor.classify(weights, synthetic).double()
+    prototype = covariance = calibration = 0.0
+    for c, (real, made) in enumerate(zip(batch.features.double(), synthetic.double(), strict=True)):
+        prototype += float((real.mean(0) - made.mean(0)).square().sum())
+        covariance += 50 * float((torch.cov(real.T) - torch.cov(made.T)).square().sum()) / real.shape[1]
+        calibration += float(F.cross_entropy(logits[c], torch.full((len(made),), c)))
+    expected = {"prototype": prototype, "covariance": covariance, "calibration": calibration}
+    assert {name: metrics.terms[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert method.passes(problem) - dsdm().passes(problem) == 3 * 3 * 2 * problem.samples  # steps, classes, two ways
+    plain, asked = (walk(dsdm(mirrored=m), problem_of(other))[0].images for m in (False, True))
+    assert torch.equal(plain, asked)
+
+
+def test_influence_weighs_the_means_by_the_networks_own_classifier(toy_colour: LabelledDataset) -> None:
+    problem, method = problem_of(toy_colour), dsdm(influence=0.2, augment="none")
+    state = method.init(problem)
+    _, metrics = method.step(problem, state)
+    weights = problem.require_pool("dsdm").members[int(metrics.notes["network"])]
+    batch = real_batch(problem, weights, Strategy(), 16, 0)
+    made = problem.extractor.embed(weights, problem.decode(state.images), batch.draw)
+    means = []
+    for side in (batch.features, made):
+        share = problem.extractor.classify(weights, side).double().softmax(2)
+        influence = share - torch.eye(3, dtype=torch.float64)[:, None]
+        means.append(
+            [[((1 + 0.2 * influence[c, :, j, None]) * side[c].double()).mean(0) for j in range(3)] for c in range(3)]
+        )
+    expected = sum(float((means[0][c][j] - means[1][c][j]).square().sum()) for c in range(3) for j in range(3)) / 3
+    assert metrics.terms["prototype"] == pytest.approx(expected, rel=1e-4)
+    _, (plain,) = walk(dsdm(augment="none"), problem, steps=1)
+    assert plain["prototype"] != pytest.approx(expected, rel=1e-3)
+
+
+def test_a_second_draw_calibrates_by_a_trained_network_of_the_same_run_and_no_earlier_one(
+    toy_colour: LabelledDataset,
+) -> None:
+    """One step of plain descent: the gradient of matching in one network, and that of calibrating in another."""
+    pool = replace(untrained(toy_colour.spec, members=6), moments=(0, 1, 2))
+    drawn = {(member, pool.draw_later(member, 0, step)) for member in range(6) for step in range(40)}
+    assert drawn == {(0, 1), (0, 2), (1, 1), (1, 2), (2, 2), (3, 4), (3, 5), (4, 4), (4, 5), (5, 5)}
+    problem = problem_of(toy_colour, pool=pool)
+    keys = {"calibration_weight": 2.0, "history_weight": 0.0, "augment": "none", "momentum": 0.0, "clamp": "never"}
+    method = dsdm(**keys, calibrate_later=True)
+    state = replace(method.init(problem), step=next(n for n in range(40) if pool.draw(0, n) == 0))
+    later = pool.draw_later(0, 0, state.step)
+    after, metrics = method.step(problem, state)
+    batch = real_batch(problem, pool.members[0], Strategy(), 16, state.step)
+    pixels = state.images.clone().requires_grad_()
+    matched = problem.extractor.embed(pool.members[0], problem.decode(pixels), batch.draw)
+    loss = match_prototypes(batch.features, matched) + 50 * match_covariances(batch.features, matched)
+    (gradient,) = torch.autograd.grad(loss, pixels)
+    judged = problem.extractor.embed(pool.members[later], problem.decode(pixels), batch.draw)
+    logits = problem.extractor.classify(pool.members[later], judged)
+    costs = [F.cross_entropy(logits[c], torch.full((judged.shape[1],), c)) for c in range(3)]
+    calibration = 2 * torch.stack(costs).sum()
+    (more,) = torch.autograd.grad(calibration, pixels)
+    loss, calibration = loss.detach(), calibration.detach()
+    moved = 0.2 * problem.ipc / 10 * (gradient + more)
+    assert torch.allclose(state.images - after.images, moved, rtol=1e-4, atol=1e-7) and more.abs().max() > 0
+    assert metrics.terms["calibration"] == pytest.approx(calibration.item(), rel=1e-5)
+    assert metrics.loss == pytest.approx((loss + calibration).item(), rel=1e-5)
+    alone = dsdm(**keys)
+    assert method.passes(problem) - alone.passes(problem) == 3 * 3 * 2 * problem.samples
+
+
+def test_pools_without_moments_calibrate_by_the_network_of_matching(toy_dataset: LabelledDataset) -> None:
+    keys = {"calibration_weight": 1.0}
+    plain, asked = (walk(dsdm(**keys, calibrate_later=later), problem_of(toy_dataset))[0] for later in (False, True))
+    assert torch.equal(plain.images, asked.images)
 
 
 def test_the_loss_is_the_sum_of_its_terms(toy_dataset: LabelledDataset) -> None:
@@ -612,6 +695,7 @@ def test_a_resumed_average_is_the_same_to_the_byte(done: int, toy_dataset: Label
     ("keys", "complaint"),
     [
         ({"average": 1.5}, "method.average=1.5: need a share from 0 to 1"),
+        ({"influence": -0.2}, "method.influence=-0.2: need a share from 0 to 1"),
         ({"clamp": "later"}, "method.clamp='later': use one of after, before, never"),
         ({"history_scope": "all"}, "method.history.scope='all': use one of per_network, shared"),
         ({"history_first": "one"}, "method.history.first='one': use one of zero, prototype"),

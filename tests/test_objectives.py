@@ -27,6 +27,7 @@ from potstill.matching.features import (
     match_history,
     match_prototypes,
 )
+from potstill.matching.influence import influence_means, match_influence_means
 from potstill.matching.statistics import prototypes
 
 REAL = torch.tensor([[[1, 0], [3, 4]], [[0, 0], [2, 2]]], dtype=torch.float64)
@@ -173,6 +174,34 @@ def test_calibration_by_hand() -> None:
     assert calibrate(torch.zeros(2, 2, 2, dtype=torch.float64), torch.tensor([0, 1])).item() == pytest.approx(
         2 * 0.6931471805599453
     )
+
+
+def test_influence_means_by_hand() -> None:
+    """Even logits of two outputs: g is -1/2 at the label and +1/2 beside it, so that rho .2 weighs .9 and 1.1."""
+    one = torch.tensor([[[1.0, 2.0]]], dtype=torch.float64)
+    means = influence_means(one, torch.zeros(1, 1, 2, dtype=torch.float64), torch.tensor([1]), 0.2)
+    assert torch.allclose(means, torch.tensor([[[1.1, 2.2], [0.9, 1.8]]], dtype=torch.float64), rtol=1e-15)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.2, 1.0])
+def test_influence_means_are_matched_as_their_formula_says(rho: float) -> None:
+    labels, sides = torch.tensor([2, 0]), []
+    for number, count in enumerate((7, 3)):
+        found, logits = features((2, count, 5), number), features((2, count, 4), 10 + number)
+        plain = torch.zeros(2, 4, 5, dtype=torch.float64)
+        for c, label in enumerate(labels.tolist()):
+            for f, z in zip(found[c], logits[c], strict=True):
+                for j in range(4):
+                    g = float(z.exp()[j] / z.exp().sum()) - (j == label)
+                    plain[c, j] += (1 + rho * g) * f / count
+        assert torch.allclose(influence_means(found, logits, labels, rho), plain, rtol=1e-12, atol=1e-14)
+        sides.append((found, logits, plain))
+    (real, _, one), (synthetic, _, other) = sides
+    matched = match_influence_means(*(influence_means(f, z, labels, rho) for f, z, _ in sides)).item()
+    assert matched == pytest.approx(
+        sum(float((one[:, j] - other[:, j]).square().sum()) for j in range(4)) / 4, rel=1e-12
+    )
+    assert (matched == pytest.approx(match_prototypes(real, synthetic).item(), rel=1e-12)) == (rho == 0)
 
 
 def test_channel_covariance_by_hand() -> None:

@@ -113,6 +113,13 @@ class Pool:
         """Index of the member that step `step` uses: uniform, a pure function of (seed, step). Algorithm 1, line 4."""
         return int(torch.randint(len(self), (), generator=generator(seed, "network", step)))
 
+    def draw_later(self, member: int, seed: int, step: int) -> int:
+        """A trained member of the training run of `member`, at its moment or later: uniform, as `draw`."""
+        each = len(self.moments) or 1
+        run, place = divmod(member, each)
+        later = [i for i in range(place, each) if not self.moments or self.moments[i] > 0]
+        return run * each + later[int(torch.randint(len(later), (), generator=generator(seed, "later network", step)))]
+
     def draw_run(self, seed: int, step: int) -> range:
         """Members of the training run that step `step` uses, earliest first: uniform, as `draw`."""
         each = len(self.moments) or 1

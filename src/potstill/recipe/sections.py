@@ -33,6 +33,8 @@ AUTO = "auto"
 SUITED = "suited"
 #: Of such a search where no budget says otherwise.
 SEARCH_MINUTES = 10.0
+#: Keys that methods were given later, with the values that stand for how it was before: hashes stay as they were.
+LATER_KEYS = {"influence": 0.0, "calibrate_later": False, "mirrored": False}
 #: The least and the largest of a 64-bit number.
 SEEDS = (-(2**63), 2**63 - 1)
 
@@ -315,6 +317,9 @@ class Recipe:
             del record["data"]["name"], record["data"]["holdout"], record["data"]["size"]
         if self.parameterisation not in ("tiles", AUTO):
             del record["factor"]  # which is the short name of tiles
+        for key, default in LATER_KEYS.items():
+            if record["method"].get(key) == default:
+                del record["method"][key]
         record["pool"] = self._pool_in_use()
         return blake2b(to_yaml(record, sort_keys=True).encode(), digest_size=6).hexdigest()
 
