@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 
 from potstill.run.ahead import KINDS, Ahead, Part, makespan, span
+from potstill.run.estimate import Estimate, ahead_of
 from potstill.run.progress import Reporter
 
 
@@ -161,40 +162,49 @@ def test_nothing_estimated_is_nothing_told() -> None:
 
 
 def study_of(
-    draws: random.Random, workers: int, slow: Mapping[str, float], *, spread: float, tells: bool
+    draws: random.Random,
+    workers: int,
+    slow: Mapping[str, float],
+    *,
+    spread: float,
+    tells: bool,
+    load: Callable[[float], float] = lambda share: 1.0,
 ) -> tuple[list[tuple[float, float]], float]:
     """A study by workers, whose kinds take multiples of their estimates: (when, said) at 400 moments, and its end.
 
     Args:
         spread: of tasks about the multiple of their kind.
         tells: whether tasks tell on their way how far they are.
+        load: how many times as long work takes, by the share of all work that is done.
     """
     watch, said = Watch(), list[tuple[float, float]]()
     cells = {f"cell{i}": draws.uniform(20, 80) for i in range(6)}
     counts = {"pools": 2, "searches": 0, "sets": 1, "networks": 3}
-    parts = [Part(c, k, s * counts[k], pieces=counts[k]) for c, s in cells.items() for k in KINDS if counts[k]]
-    tick = sum(slow[part.kind] * part.seconds for part in parts) / workers / 400
+    parts = [Part(c, k, s * counts[k], pieces=counts[k]) for c, s in cells.items() for k in counts if counts[k]]
+    work = sum(slow[part.kind] * part.seconds for part in parts) / workers
+    tick, worked = work / 400, 0.0  # clock and work differ by the load
     ahead = Ahead(parts, workers, watch)
-    for kind in KINDS:
+    for kind in counts:
         tasks = {f"{cell} {i}": cell for cell in cells for i in range(counts[kind])}
         ahead.begin(kind, tasks, workers)
         waiting = {name: cells[tasks[name]] * slow[kind] * draws.uniform(1 - spread, 1 + spread) for name in tasks}
-        running = dict[str, tuple[float, float]]()  # when it began, what it takes
+        running = dict[str, tuple[float, float, float]]()  # by the work and the clock when it began, the work it takes
         while waiting or running:
             while waiting and len(running) < workers:
                 name = next(iter(waiting))
-                running[name] = watch.now, waiting.pop(name)
+                running[name] = worked, watch.now, waiting.pop(name)
                 ahead.hear(name, None)
                 if tells:
                     ahead.hear(name, 0.0)
             said.append((watch.now, ahead.left()))
-            watch.now += tick
-            for name, (began, takes) in list(running.items()):
-                if watch.now >= began + takes:
+            watch.now += tick * load(worked / work)
+            worked += tick
+            for name, (began, at, takes) in list(running.items()):
+                if worked >= began + takes:
                     del running[name]
-                    ahead.end(name, takes)
+                    ahead.end(name, watch.now - at)
                 elif tells:
-                    ahead.hear(name, (watch.now - began) / takes)
+                    ahead.hear(name, (worked - began) / takes)
     return said, watch.now
 
 
@@ -223,6 +233,37 @@ def test_kinds_that_are_wrong_each_by_a_factor_of_its_own_are_told_once_they_are
 ) -> None:
     """What nobody has seen yet may take 2.5 times as long as estimated; in the second half of the last kind we know."""
     draws = random.Random(seed)
-    told, end = study_of(draws, workers, {k: draws.uniform(0.5, 2.5) for k in KINDS}, spread=0.1, tells=tells)
+    slow = {kind: draws.uniform(0.5, 2.5) for kind in KINDS[:-1]}
+    told, end = study_of(draws, workers, slow, spread=0.1, tells=tells)
     found = ratios(told, end, 0.8, 0.92)
     assert found and all(1 / 1.5 <= ratio <= 1.5 for ratio in found), found
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_machine_that_becomes_slower_on_the_way_is_followed(workers: int, seed: int) -> None:
+    """Three times as slow from a quarter of the work on, which nobody can know before: told when it has been seen."""
+    told, end = study_of(
+        random.Random(seed),
+        workers,
+        dict.fromkeys(KINDS, 1.0),
+        spread=0.2,
+        tells=True,
+        load=lambda share: 1.0 if share < 0.25 else 3.0,
+    )
+    found = ratios(told, end, 0.4)
+    assert found and all(1 / 1.5 <= ratio <= 1.5 for ratio in found), (min(found), max(found))
+
+
+def test_pages_at_the_end_are_a_part_of_what_is_left() -> None:
+    found = [Estimate("a", "new", evaluate_seconds=100.0)]
+    watch = Watch()
+    assert ahead_of(found, 1).left() == 100
+    ahead = ahead_of(found, 2, after=20.0)
+    ahead.clock = watch
+    assert ahead.left() == 120
+    ahead.begin("networks", {"1": "a"}, 2)
+    ahead.hear("1", None)
+    watch.now = 200.0
+    ahead.end("1", 200.0)
+    assert 20 <= ahead.left() <= 40  # at the pace of the others

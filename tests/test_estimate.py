@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,25 +95,34 @@ def test_a_bank_that_is_full_takes_no_more_time(toy_dataset: LabelledDataset) ->
     assert passes_of(short, short.build_method(), toy_dataset) == 3 * (5 * 4 * 2 + 5 * 16)
 
 
-@pytest.mark.parametrize(("name", "times"), [("herding", 40 / 10), ("random", 1.0)])
-def test_a_choice_takes_as_long_as_the_images_it_looks_at(
-    name: str, times: float, toy_dataset: LabelledDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = iter([0.0, 2.0])  # around `init`
-    monkeypatch.setattr(timing, "PER_CLASS", 10)
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
-    recipe = resolve({"method": name, "ipc": 1, "factor": [1, 1]})
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is timed, by name: a pass takes 1 ms and a step 10 ms more; compiled, half of it, and 30 s once."""
+    found: list[str] = []
+
+    def passes(network: str, data: LabelledDataset, runtime: Any) -> timing.Timed:
+        found.append(f"{network} {data.spec.shape}")
+        return timing.Timed(each=0.001, step=0.010, memory=10**8)
+
+    def compiled(network: str, *_: Any) -> tuple[float, float]:
+        found.append(f"compiled {network}")
+        return 30.0, (0.010 + 0.001 * timing.TIMED * max(timing.SIZES)) / 2
+
+    monkeypatch.setattr(timing, "time_passes", passes)
+    monkeypatch.setattr(timing, "time_compiled", compiled)
+    monkeypatch.setattr(timing, "slowness", lambda: 1.0)
+    return found
+
+
+def test_a_choice_takes_as_long_as_the_images_it_looks_at(toy_dataset: LabelledDataset, timed: list[str]) -> None:
     timings = timing.Timings(Reporter(quiet=True))
-    assert timings.set_of(recipe, toy_dataset)[0] == pytest.approx(2.0 * times)
-    more, held = timings.set_of(replace(recipe, ipc=20, seed=1), toy_dataset)  # of the same kind
-    assert more == pytest.approx(2.0 * times) and held.stored == 4 * 3 * 20 * 64
+    recipe = resolve({"method": "herding", "ipc": 1, "factor": [1, 1], "runtime": QUICK["runtime"]})
+    assert timings.set_of(recipe, toy_dataset)[0] == pytest.approx(3 * 40 * 0.001)
+    seconds, held = timings.set_of(replace(recipe, ipc=20), toy_dataset)
+    assert seconds == pytest.approx(3 * 40 * 0.001) and held.stored == 4 * 3 * 20 * 64
     with pytest.raises(DataError, match="500 needed"):
         timings.set_of(replace(recipe, ipc=500), toy_dataset)
-
-
-def test_a_choice_by_a_late_member_of_the_pool_can_be_timed(toy_dataset: LabelledDataset) -> None:
-    keys = {"method": {"name": "herding", "member": 3}, "ipc": 1, "pool": {"members": 5, "network": "mlp:width=8"}}
-    assert timing.Timings(Reporter(quiet=True)).set_of(resolve(keys), toy_dataset)[0] > 0
+    assert timings.set_of(resolve({"method": "random", "ipc": 1}), toy_dataset)[0] == 0
 
 
 #: Tiny networks, eager and on one thread.
@@ -123,27 +134,104 @@ QUICK: dict[str, Any] = {
 }
 
 
-def test_a_kind_of_task_is_timed_once_whatever_the_ipc_the_length_and_the_weights(
-    toy_dataset: LabelledDataset, capsys: pytest.CaptureFixture[str]
+def test_one_pace_serves_all_methods_ipcs_and_lengths_pools_and_networks(
+    toy_dataset: LabelledDataset, toy_colour: LabelledDataset, timed: list[str]
 ) -> None:
-    """Sets by dsdm: with and without its covariance; networks on few and on more samples; pools of one network."""
-    keys = {"steps": 300, "real_batch": 8, "covariance_weight": 5.0}
-    alike = [keys, {**keys, "steps": 3000}, {**keys, "covariance_weight": 9.0}]
-    other = {**keys, "covariance_weight": 0.0}
-    studies = [
-        study_of([QUICK, {"methods": {"dsdm": method}}], methods=["dsdm"], ipcs=[1, 2, 10], seeds=[0, 1])
-        for method in [*alike, other]
-    ]
-    timings = timing.Timings(Reporter())
-    found = [estimate(s, lambda _: toy_dataset, out=None, reporter=Reporter(), timings=timings) for s in studies]
-    said = capsys.readouterr().err.splitlines()
-    assert [line.partition(": ")[2].partition(" ")[0] for line in said].count("sets") == 2
-    assert sum("pools of mlp" in line for line in said) == 1 and len(said) <= 2 + 1 + 3
-    whole, longer, heavier, without = ([e.distill_seconds for e in cells] for cells in found)
-    assert whole == heavier and without != whole and whole[0] == whole[1]
-    assert whole[0] < whole[2] < whole[4]  # IPC 1, 2 and 10
-    assert longer[4] == pytest.approx(10 * whole[4], rel=0.2)
-    assert found[0][0].disk_mb < found[0][4].disk_mb  # each its own
+    methods = {"dsdm": {"steps": 300, "real_batch": 8}, "dm": {"steps": 300, "real_batch": 8}}
+    study = study_of([QUICK, {"methods": methods}], methods=[*methods], ipcs=[1, 10], seeds=[0])
+    timings = timing.Timings(Reporter(quiet=True))
+    for data in (toy_dataset, toy_colour):
+        found = estimate(study, lambda _, data=data: data, out=None, reporter=Reporter(quiet=True), timings=timings)
+        passes = [300 * 3 * (2 * ipc + 8) for ipc in (1, 10)]
+        dm = [e.distill_seconds for e in found if e.method == "dm"]
+        assert dm == pytest.approx([300 * 0.010 + 0.001 * n for n in passes])
+        steps = math.ceil(120 / resolve(QUICK).pool.training().batch)
+        pool = next(e.pool_seconds for e in found if e.method == "dsdm")
+        assert pool == pytest.approx(0.001 * 3 * 120 + 0.010 * steps)
+    assert timed == ["mlp:width=8 (1, 8, 8)", "mlp:width=8 (3, 16, 16)"]
+    assert found[0].disk_mb < found[-1].disk_mb  # each its own
+
+
+def test_what_compiling_gains_is_found_once_and_its_seconds_count_once_for_each_kind_of_graph(
+    toy_dataset: LabelledDataset, timed: list[str]
+) -> None:
+    timings, keys = timing.Timings(Reporter(quiet=True)), {"runtime": {**QUICK["runtime"], "compile": True}}
+    recipe = resolve(QUICK, keys, {"method": {"name": "dm", "steps": 100, "real_batch": 8}, "ipc": 1})
+    other = replace(recipe, pool=replace(recipe.pool, network="mlp:width=9"))
+    seconds = [timings.set_of(r, toy_dataset)[0] for r in (recipe, recipe, other)]
+    alone = (100 * 0.010 + 0.001 * 100 * 3 * (2 + 8)) / 2
+    assert seconds == pytest.approx([30 + alone, alone, 30 + alone])
+    assert timed == ["mlp:width=8 (1, 8, 8)", "compiled mlp:width=8", "mlp:width=9 (1, 8, 8)"]
+
+
+def test_a_machine_that_others_use_takes_longer_by_what_they_leave(
+    toy_dataset: LabelledDataset, timed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = resolve(QUICK, {"method": {"name": "dm", "steps": 100, "real_batch": 8}, "ipc": 1})
+    alone, shared = timing.Timings(Reporter(quiet=True)), timing.Timings(Reporter(quiet=True))
+    seconds, _ = alone.set_of(recipe, toy_dataset)
+    monkeypatch.setattr(timing, "slowness", lambda: 3.0)
+    assert shared.set_of(recipe, toy_dataset)[0] == pytest.approx(3 * seconds)
+    assert "takes 3.0 times as long" in shared.told() and "busy" not in alone.told()
+
+
+def test_what_else_runs_is_told_by_the_clock_that_a_threads_work_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 0.001
+        return now[0]
+
+    monkeypatch.setattr(timing, "time", SimpleNamespace(thread_time=lambda: now[0] / 4, perf_counter=clock))
+    assert timing.slowness() == pytest.approx(4, rel=0.1)
+
+
+def test_timings_are_kept_for_this_hardware_and_these_versions(
+    tmp_path: Path, toy_dataset: LabelledDataset, timed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = resolve(QUICK, {"method": {"name": "dm", "steps": 100, "real_batch": 8}, "ipc": 1})
+
+    def asked() -> tuple[float, str]:
+        timings = timing.Timings(Reporter(quiet=True), tmp_path)
+        return timings.set_of(recipe, toy_dataset)[0], timings.told()
+
+    seconds, told = asked()
+    assert told.startswith("1 timed now") and len(timed) == 1
+    (kept,) = tmp_path.iterdir()
+    again, told = asked()
+    assert again == seconds and told == "1 found in the cache, the oldest made 0 min ago" and len(timed) == 1
+    record = json.loads(kept.read_text())
+    kept.write_text(json.dumps({**record, "made": time.time() - 5 * 86400}))
+    assert "5 days ago" in asked()[1]
+    kept.write_text(json.dumps({**record, "made": time.time() - 31 * 86400}))
+    assert asked()[1].startswith("1 timed now") and len(timed) == 2
+    kept.write_text("{")  # damaged
+    assert asked()[1].startswith("1 timed now") and len(timed) == 3
+    for name, other in (("device_name", lambda _: "another CPU"), ("__version__", "9"), ("commit", lambda: "abc")):
+        monkeypatch.setattr(timing, name, other)
+        assert asked()[1].startswith("1 timed now")
+    assert len(timed) == 6
+
+
+@pytest.mark.parametrize("once", [0.0, 0.3])
+def test_a_step_takes_a_time_of_its_own_and_as_much_again_for_each_sample(
+    once: float, toy_dataset: LabelledDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+
+    def step(count: int) -> None:
+        now[0] += once + 0.02 * count
+
+    monkeypatch.setattr(timing, "_step", lambda *_: step)
+    monkeypatch.setattr(timing.Stopwatch, "_now", lambda _: (now[0],))
+    found = timing.time_passes("mlp:width=8", toy_dataset, timing.Runtime())
+    assert found.each == pytest.approx(0.02 / timing.TIMED) and found.step == pytest.approx(once)
+
+
+def test_a_real_network_is_timed(toy_dataset: LabelledDataset) -> None:
+    for network in ("mlp:width=8", "convnet:width=8,depth=2"):
+        found = timing.time_passes(network, toy_dataset, timing.Runtime())
+        assert 0 < found.each < 0.1 and 0 <= found.step < 1 and found.memory > 0
 
 
 def test_what_cannot_be_made_of_the_data_fails_beside_its_kind(toy_dataset: LabelledDataset) -> None:
@@ -153,22 +241,14 @@ def test_what_cannot_be_made_of_the_data_fails_beside_its_kind(toy_dataset: Labe
     assert fine.stands == "new" and none.stands.startswith("fails: class") and "500 needed" in none.stands
 
 
-def test_a_tests_time_is_no_part_of_an_epoch(toy_dataset: LabelledDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a sample in training 2 s, in the test 3 s, and 100 s once."""
-    asked = list[int]()
-
-    def evaluate_once(train: Any, spec: Any, test: Any, *, epochs: int, **_: Any) -> None:
-        asked.append(epochs)
-        Uneven.now += 2 * len(train) * epochs + 3 * len(test) + 100 * (len(asked) == 1)
-
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: Uneven.now)
-    monkeypatch.setattr(timing, "evaluate_once", evaluate_once)
+def test_networks_take_three_passes_of_each_sample_in_each_epoch_and_one_of_each_in_the_test(
+    toy_dataset: LabelledDataset, timed: list[str]
+) -> None:
     recipe = resolve(QUICK, {"evaluation": {"nets": 5, "epochs": 50}})
     timings = timing.Timings(Reporter(quiet=True))
-    tests = 3 * len(toy_dataset.test)
-    assert timings.scores_of(recipe, 60, toy_dataset)[0] == pytest.approx(100 + 5 * (50 * 60 * 2 + tests))
-    assert timings.scores_of(recipe, 40, toy_dataset)[0] == pytest.approx(5 * (50 * 40 * 2 + tests))
-    assert asked == [3, 1, 3]
+    for samples, steps in ((60, 1), (70, 2)):  # in batches of 64
+        each = 0.001 * (3 * 50 * samples + len(toy_dataset.test)) + 0.010 * 50 * steps
+        assert timings.scores_of(recipe, samples, toy_dataset)[0] == pytest.approx(5 * each)
 
 
 def test_workers_share_what_one_core_would_do() -> None:

@@ -278,10 +278,10 @@ def test_a_dry_run_counts_tasks_names_what_cannot_run_and_writes_nothing(
     assert record["seconds"] > 0 and record["disk_mb"] > 0 and not (tmp_path / "out").exists()
 
 
-def test_a_dry_run_of_table_1_times_each_kind_once_whatever_data_ipc_and_length(
+def test_a_dry_run_of_table_1_times_each_shape_once_whatever_method_data_ipc_and_length(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Five image sets of two shapes, three IPCs and three methods: 45 cells, and of each method two kinds of sets."""
+    """Five image sets of two shapes, three IPCs and three methods: 45 cells."""
 
     def load(recipe: Recipe) -> LabelledDataset:
         shape = (1, 28, 28) if "mnist" in recipe.data.name else (3, 32, 32)
@@ -291,21 +291,13 @@ def test_a_dry_run_of_table_1_times_each_kind_once_whatever_data_ipc_and_length(
         name, classes = recipe.data.name, ("a", "b", "c")
         return LabelledDataset(DatasetSpec(name, shape, classes, mean, mean, True, fingerprint=name), split, split)
 
-    for name, told in {
-        "distilling": timing.Sized(timing.Pace(60.0, 1e-3), 10**8),
-        "choice": timing.Sized(timing.Pace(0.0, 1e-3), 10**8),
-        "pool": timing.Pace(0.0, 1e-3),
-        "scoring": timing.Scoring(10.0, 1e-3, 1e-4, 10**8),
-    }.items():
-        monkeypatch.setattr(timing, f"_time_{name}", lambda *_, told=told: told)
+    monkeypatch.setattr(timing, "time_passes", lambda *_: timing.Timed(1e-3, 0.01, 10**8))
+    monkeypatch.setattr(timing, "time_compiled", lambda *_: (30.0, 0.05))
     cells = choose(read_table("table1").cells, {"method": ["herding", "dm", "dsdm"]})
     found = estimates(cells, load, out=None, reporter=Reporter(), cache=tmp_path)
     kinds = [line.partition(": ")[2] for line in capsys.readouterr().err.splitlines()]
     assert len(found) == 45 and all(e.stands == "new" and e.seconds and e.disk_mb and e.memory_mb for e in found)
-    assert sorted(kind.partition(" on ")[0] for kind in kinds if kind.startswith("sets")) == [
-        f"sets by {method}" for method in ("dm", "dm", "dsdm", "dsdm", "herding", "herding")
-    ]
-    assert len(kinds) <= 6 + 2 + 3 * 4  # pools; networks by two protocols on two shapes, on sets of four sizes
+    assert kinds[:-1] == ["convnet on 1x28x28", "what compiling gains, on convnet on 1x28x28", "convnet on 3x32x32"]
     # Of each data set one pool.
     assert len([e for e in found if e.pool_seconds]) == 5
 

@@ -485,10 +485,9 @@ def test_a_dry_run_counts_the_search(many: LabelledDataset, monkeypatch: pytest.
     def taken(recipe: Recipe) -> float:
         return timed(Cell("a", "a", recipe), many).distill_seconds
 
-    five = timing.Pace(5.0, 0.0)
-    monkeypatch.setattr(timing, "time_steps", lambda method, problem, *_: (method.init(problem), five))
+    monkeypatch.setattr(timing.Timings, "_passes", lambda *_: (timing.Timed(0, 0, 0), 5.0))
     assert taken(auto()) == 5 + 600 and taken(auto(budget__minutes=4)) == 5 + 120
-    assert taken(auto(parameterisation="tiles")) == 5 and taken(auto(method={"name": "random_mix"})) < 5
+    assert taken(auto(parameterisation="tiles")) == 5 == taken(auto(method={"name": "random_mix"}))
 
 
 @pytest.mark.slow

@@ -220,7 +220,8 @@ def test_a_dry_run_tells_what_each_cell_takes_counts_the_pool_once_and_writes_no
     assert random["pool_seconds"] == second["pool_seconds"] == 0 < first["pool_seconds"]
     assert random["distill_seconds"] < first["distill_seconds"] == second["distill_seconds"]
     assert all(cell["evaluate_seconds"] > 0 and cell["disk_mb"] > 0 for cell in (random, first, second))
-    assert {path.name for path in tmp_path.iterdir()} == {"plan.yaml"}
+    assert {path.name for path in tmp_path.iterdir()} == {"plan.yaml", "cache"}
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"timings"}  # which serve the next call
 
 
 def test_a_dry_run_knows_what_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
+from ..errors import UsageError, printable
 from ..files import SCHEMA_VERSION, expanded
 
 if TYPE_CHECKING:
@@ -196,25 +196,26 @@ def engine_of(options: argparse.Namespace) -> AbstractContextManager[Engine | No
     return find_engine(options.engine, options.workers) if options.engine else nullcontext()
 
 
-def print_estimates(options: argparse.Namespace, found: Sequence[Estimate], workers: int = 1) -> None:
-    """What each cell would take, and all of it by so many workers."""
+def print_estimates(
+    options: argparse.Namespace, found: Sequence[Estimate], workers: int = 1, lines: Sequence[str] | None = None
+) -> None:
+    """What each cell would take, or `lines` instead; why some cannot be run; and what all take by so many workers."""
     from ..run.ahead import span
     from ..run.estimate import ahead_of, core_seconds
 
     heads = ("cell", "stands", "pool, s", "distil, s", "evaluate, s", "memory, MB", "disk, MB")
-    lines = [
+    cells = [
         (e.cell, _stands(e), *(f"{s:,.0f}" for s in (e.pool_seconds, e.distill_seconds, e.evaluate_seconds)),
          f"{e.memory_mb:,}", f"{e.disk_mb:,.1f}")
-        for e in found
+        for e in found if not e.failure
     ]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
-    rows = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in (heads, *lines)]
+    shown = [*(aligned(heads, cells) if lines is None else lines), *_failing(found)]
     seconds, cores = ahead_of(found, workers).left(), core_seconds(found)
     memory, disk = sum(sorted(e.memory_mb for e in found)[-workers:]), sum(e.disk_mb for e in found)
     total = (
         f"{len(found)} cells, about {span(seconds)}{f' by {workers} workers' if workers > 1 else ''} "
-        f"({cores / 3600:,.1f} core-hours), {memory:,} MB of memory and {disk:,.0f} MB of disk; estimated, nothing was "
-        "written"
+        f"({cores / 3600:,.1f} core-hours, {sum(e.tasks for e in found):,} tasks), {memory:,} MB of memory and "
+        f"{disk:,.0f} MB of disk; estimated, nothing was run"
     )
     record = {
         "cells": [e.to_json() for e in found],
@@ -224,7 +225,33 @@ def print_estimates(options: argparse.Namespace, found: Sequence[Estimate], work
         "memory_mb": memory,
         "disk_mb": disk,
     }
-    show(options, record, "\n".join([*rows, total]))
+    show(options, record, "\n".join([*shown, total]))
+
+
+def aligned(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of columns, the first of them to the left, like words, and numbers to the right."""
+    table = [heads, *lines]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    words = [all(not line[i][:1].isdigit() for line in table) for i in range(len(heads))]
+    return [
+        "  ".join(
+            text.ljust(width) if word else text.rjust(width)
+            for text, width, word in zip(line, widths, words, strict=True)
+        ).rstrip()
+        for line in table
+    ]
+
+
+def _failing(found: Sequence[Estimate]) -> list[str]:
+    """Each reason once, with the first of its cells."""
+    names: dict[str, list[str]] = {}
+    for e in found:
+        if e.failure:
+            names.setdefault(e.failure, []).append(e.cell)
+    return [
+        printable(f"fails: {cells[0]}{f' and {len(cells) - 1} more' if len(cells) > 1 else ''}: {why}")
+        for why, cells in names.items()
+    ]
 
 
 def _stands(found: Estimate) -> str:

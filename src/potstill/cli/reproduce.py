@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
     from ..report.paper_tables import Filled
     from ..report.stored import StoredRun
-    from ..run.paper import PaperCell
+    from ..run.estimate import Estimate
+    from ..run.paper import PaperCell, PaperTable
 
 
 def add_parser(verbs: Any) -> None:
@@ -88,8 +90,8 @@ def run(options: argparse.Namespace) -> None:
     only: dict[str, list[str]] = {}
     for key, value in (pair for given in options.only for pair in given):
         only.setdefault(key, []).append(value)
-    tables = [read_table(name, options.schedule, layers) for name in names]
-    cells = choose((cell for table in tables for cell in table.cells), only)
+    tables = {name: read_table(name, options.schedule, layers) for name in names}
+    cells = choose((cell for table in tables.values() for cell in table.cells), only)
     if all(cell.missing for cell in cells):
         raise UsageError(f"{cells[0].name}: {cells[0].missing}")
     cells = with_kept_steps(cells, options.schedule, layers)
@@ -101,26 +103,47 @@ def run(options: argparse.Namespace) -> None:
         "cache": options.cache_dir,
     }
     if options.collect:
-        _show(options, names, layers, cells, {})
+        _show(options, tables, layers, cells, {})
         return
     try:
         with shared.engine_of(options) as engine:
             if options.dry_run:
                 workers, threads = places(engine, (cell.recipe for cell in cells if cell.recipe))
                 found = estimates(cells, load, out=options.out, threads=threads, **given)
-                shared.print_estimates(options, found, workers)
+                shared.print_estimates(options, found, workers, _by_table(names, found))
                 return
             result = reproduce(cells, load, out=options.out, engine=engine, **given)
     except Interrupted:
         if options.dry_run:
             raise
-        _show(options, names, layers, cells, None)
+        _show(options, tables, layers, cells, None)
         raise
-    _show(options, names, layers, cells, result.failures)
+    _show(options, tables, layers, cells, result.failures)
     if result.failures:
         raise RunError(
             f"{len(result.failures)} of {result.tasks} tasks failed or cannot be run; the same call tries them again"
         )
+
+
+def _by_table(names: Sequence[str], found: Sequence[Estimate]) -> list[str] | None:
+    """Of several tables a line each, a run counting for the first that needs it; and what more workers would gain."""
+    from ..run.ahead import span
+    from ..run.estimate import ahead_of
+
+    if len(names) == 1:
+        return None
+    heads = ("", "runs", "to do", "cannot be", "tasks", "pools", "sets", "networks", "MB of memory", "MB of disk")
+    lines = []
+    for name in names:
+        of_table = [e for e in found if e.table == name]
+        stages = ((e.pool_seconds, e.distill_seconds, e.evaluate_seconds) for e in of_table if e.to_do)
+        sums = [sum(seconds) for seconds in zip(*stages, strict=True)] or [0.0, 0.0, 0.0]
+        counts = (len(of_table), sum(e.to_do for e in of_table), sum(bool(e.failure) for e in of_table))
+        numbers = (*counts, sum(e.tasks for e in of_table))
+        memory, disk = max((e.memory_mb for e in of_table), default=0), sum(e.disk_mb for e in of_table)
+        lines.append([name, *(f"{n:,}" for n in numbers), *map(span, sums), f"{memory:,}", f"{disk:,.0f}"])
+    more = ", ".join(f"{n} in {span(ahead_of(found, n).left())}" for n in (2, 8, 64))
+    return [*shared.aligned(heads, lines), f"So many workers like one here would be done: {more}."]
 
 
 def _names(options: argparse.Namespace) -> list[str]:
@@ -140,7 +163,7 @@ def _names(options: argparse.Namespace) -> list[str]:
 
 def _show(
     options: argparse.Namespace,
-    names: list[str],
+    tables: Mapping[str, PaperTable],
     layers: list[Any],
     cells: list[PaperCell],
     failures: dict[str, str] | None,
@@ -148,6 +171,7 @@ def _show(
     """Write the tables, those of earlier calls under the same schedule as well, and print what was asked for.
 
     Args:
+        tables: those that were asked for.
         failures: by what failed; None prints nothing.
     """
     from ..report.paper import fill
@@ -161,16 +185,16 @@ def _show(
     places = [*([options.out] if (options.out / RUNS).is_dir() else []), *options.merge]
     runs = with_further_scores([run for place in places for run in stored_in(place)])
     schedule = describe_schedule(options.schedule, layers)
-    shown = [name for name in TABLES if name in names or schedule_of(options.out, name) == schedule]
+    shown = [name for name in TABLES if name in tables or schedule_of(options.out, name) == schedule]
     filled = []
     for name in shown:
-        table = read_table(name, options.schedule, layers)
+        table = tables.get(name) or read_table(name, options.schedule, layers)
         filled.append(Filled(table, tuple(fill(table, runs)), schedule))
     _tell_of_unused(options, layers, runs, filled)
     figures = {one.table.name: draw(one, [options.out, *options.merge]) for one in filled}
     page = write_reproduction(options.out, filled, figures, runs)
     if failures is not None:
-        asked = [one for one in filled if one.table.name in names]
+        asked = [one for one in filled if one.table.name in tables]
         _print(options, asked, {cell.name for cell in cells}, failures, page)
 
 

@@ -14,12 +14,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-#: In the order of the rounds of `run/spread`.
-KINDS = ("pools", "searches", "sets", "networks")
+#: In the order of the rounds of `run/spread`; pages are drawn after the last.
+KINDS = ("pools", "searches", "sets", "networks", "pages")
 #: The pace of a task, a method or a kind counts so much of an average part as done at the pace that was supposed.
 PRIOR = 0.25
 #: That of all counts so much of the whole as done at that of the estimate: short parts say little of long ones.
 PRIOR_OF_ALL = 0.1
+#: What was seen counts half after this share of the time gone: what else a machine does comes and goes.
+HALF = 0.25
 #: What is left of a task that takes longer than expected, as a share of what was expected.
 OVERDUE = 0.1
 
@@ -33,6 +35,7 @@ class Part:
         group: parts that are done after one another here, before those of the next.
         pieces: tasks that it is made of.
         passes: times that its stage is gone through when it is done here: an evaluation for each of several sets.
+        at: when the last of it was seen.
     """
 
     cell: str
@@ -46,6 +49,7 @@ class Part:
     seen: float = 0.0
     took: float = 0.0
     passed: int = 0
+    at: float = 0.0
 
     @property
     def left(self) -> float:
@@ -72,7 +76,7 @@ class Ahead:
         self._kind, self._blind = "", not self.parts
         self._tasks, self._running = dict[str, Part](), dict[str, Running]()
         self._stage: tuple[Part, Part, float, float] | None = None
-        self._group_began = self.clock()
+        self._began = self._group_began = self.clock()
 
     # --- parts that are done here, one after another
 
@@ -92,7 +96,8 @@ class Ahead:
             part, before, began, first = self._stage
             part.done = min(1.0, (before.passed + share) / part.passes)
             part.seen = before.seen + max(0.0, share - first) / part.passes
-            part.took = before.took + self.clock() - began
+            part.at = self.clock()
+            part.took = before.took + part.at - began
 
     def tick(self, group: int) -> None:
         """Its parts have ended, well or not. Those that no stage told of share the time that the others leave."""
@@ -101,7 +106,7 @@ class Ahead:
         spent = now - self._group_began - sum(part.took for part in parts)
         for part in unseen:
             part.took = max(0.0, spent) * part.seconds / sum(p.seconds for p in unseen)
-            part.seen = 1.0
+            part.seen, part.at = 1.0, now
         for part in parts:
             part.done = 1.0
         self._group_began = now
@@ -142,12 +147,12 @@ class Ahead:
         if task.first is None:  # what was before is no work on it
             task.first, task.began = share, now
         task.told, part.done = now, share
-        part.seen, part.took = share - task.first, now - task.began
+        part.seen, part.took, part.at = share - task.first, now - task.began, now
 
     def end(self, name: str, seconds: float, *, failed: bool = False) -> None:
         """A task of the round ended, which took a worker so long; of one that failed that says nothing."""
         part, task = self._tasks[name], self._running.pop(name, None)
-        part.done, part.took = 1.0, 0.0 if failed else seconds
+        part.done, part.took, part.at = 1.0, 0.0 if failed else seconds, self.clock()
         part.seen = 0.0 if failed else 1.0 - ((task and task.first) or 0.0)
 
     @property
@@ -160,18 +165,33 @@ class Ahead:
     def left(self) -> float:
         """Seconds until all is done; until the end of the round where nothing was estimated."""
         known = [self._as_known(part) for part in self.parts]
-        overall = _pace(known, PRIOR_OF_ALL * sum(part.seconds for part in known), 1.0)
+        overall = self._pace(known, PRIOR_OF_ALL * sum(part.seconds for part in known), 1.0)
         total = 0.0
         for kind in [self._kind] if self._blind else KINDS:
             of_kind = [(part, seen) for part, seen in zip(self.parts, known, strict=True) if part.kind == kind]
-            usual = _pace([seen for _, seen in of_kind], self._prior([seen for _, seen in of_kind]), overall)
+            usual = self._pace([seen for _, seen in of_kind], self._prior([seen for _, seen in of_kind]), overall)
             paces = {
-                method: _pace(alike, self._prior(alike), usual)
+                method: self._pace(alike, self._prior(alike), usual)
                 for method in {part.method for part, _ in of_kind}
                 for alike in [[seen for part, seen in of_kind if part.method == method]]
             }
             total += makespan(self._pieces(kind, [part for part, _ in of_kind], paces), self._workers)
         return total
+
+    def _pace(self, parts: Sequence[Part], weight: float, prior: float) -> float:
+        """Seconds taken for one that was estimated, with `weight` of these taken at the pace `prior`.
+
+        What was seen lately counts more of what was seen, and no more beside the prior.
+        """
+        now = self.clock()
+        half = HALF * max(now - self._began, 1e-9)
+        parts = [part for part in parts if part.seen]
+        fresh = [0.5 ** ((now - part.at) / half) for part in parts]
+        seen = sum(part.seconds * part.seen for part in parts)
+        lately = sum(share * part.seconds * part.seen for share, part in zip(fresh, parts, strict=True))
+        took = sum(share * part.took for share, part in zip(fresh, parts, strict=True))
+        pace = took / lately if lately else 0.0
+        return (pace * seen + prior * weight) / (seen + weight) if seen + weight else prior
 
     def _prior(self, parts: Sequence[Part]) -> float:
         """Seconds that a pace of these parts counts as if done at the pace that was supposed of them."""
@@ -181,7 +201,7 @@ class Ahead:
         """A task that is at work for longer than was estimated, without a word, takes at least so long."""
         task = next((task for task in list(self._running.values()) if task.part is part), None)
         elapsed = self.clock() - task.began if task and not part.seen else 0.0
-        return replace(part, seen=1.0, took=elapsed) if elapsed > part.seconds else part
+        return replace(part, seen=1.0, took=elapsed, at=self.clock()) if elapsed > part.seconds else part
 
     def _pieces(self, kind: str, parts: Sequence[Part], paces: Mapping[str, float]) -> list[float]:
         """Seconds that each task of a kind still takes, those at work first."""
@@ -190,7 +210,7 @@ class Ahead:
         now, running = self.clock(), list(self._running.values())
         pieces = []
         for task in running:
-            own = _pace([task.part], self._prior([task.part]), paces[task.part.method])
+            own = self._pace([task.part], self._prior([task.part]), paces[task.part.method])
             left = own * task.part.left
             pieces.append(max(left - (now - task.told), OVERDUE * left))
         at_work = {id(task.part) for task in running}
@@ -208,12 +228,6 @@ class Ahead:
         running = [task.part.seen for task in list(self._running.values())]
         told = any(part.seen for part in self.parts) and all(running)
         return f"; about {span(self.left())} left of the {self._kind}" if told else ""
-
-
-def _pace(parts: Sequence[Part], weight: float, prior: float) -> float:
-    """Seconds taken for one that was estimated, with `weight` of these taken at the pace `prior`."""
-    estimated = sum(part.seconds * part.seen for part in parts) + weight
-    return (sum(part.took for part in parts if part.seen) + prior * weight) / estimated if estimated else prior
 
 
 def makespan(seconds: Iterable[float], workers: int) -> float:

@@ -18,7 +18,7 @@ from ..spec import LabelledDataset
 from .cells import attempt, distil_and_score
 from .distil import check_kept_steps
 from .engine.base import Engine
-from .estimate import Estimate, estimate, estimate_curve, estimate_whole
+from .estimate import Estimate, estimate, estimate_curve, estimate_whole, kept_timings
 from .progress import Reporter
 from .score import evaluate_full_data, evaluate_kept
 from .search import settle
@@ -26,7 +26,6 @@ from .sharing import kin, take_set
 from .spread import Spread, Work
 from .store import FULL_DATA, RunStore
 from .study import Cell, Study, claim, load_cells, study_of
-from .timing import Timings
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def estimates(
     **how: Any,
 ) -> list[Estimate]:
     """What the cells would still take here, and after them what `run_study` does besides; see `estimate` for `how`."""
-    timings = Timings(how["reporter"])
+    timings = kept_timings(how["reporter"], how.get("cache"))
     found = estimate(study, load, out=out, timings=timings, **how)
     more = list[Estimate]()
     if full_data_epochs is not None:

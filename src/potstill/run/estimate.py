@@ -17,8 +17,8 @@ from ..machine.runtime import usable_threads
 from ..recipe import Recipe
 from ..spec import LabelledDataset
 from .ahead import Ahead, Part
-from .distil import passes_of, settled
-from .plan import amount, steps_in, with_steps
+from .distil import settled
+from .plan import plan
 from .pretrain import missing_runs
 from .progress import Reporter
 from .score import missing_networks
@@ -40,6 +40,7 @@ class Estimate:
         method: that makes its set.
         run: the folder of its run, where that is not the cell's name.
         planned: steps that its budget holds, where they are planned for it.
+        table: of the paper, the first that it is for.
     """
 
     cell: str
@@ -57,15 +58,27 @@ class Estimate:
     method: str = ""
     run: str = ""
     planned: int | None = None
+    table: str = ""
 
     @property
     def seconds(self) -> float:
         return self.pool_seconds + self.distill_seconds + self.evaluate_seconds
 
     @property
+    def failure(self) -> str:
+        """Why it cannot be run; "" where it can."""
+        return self.stands.removeprefix("fails: ") if self.stands.startswith("fails: ") else ""
+
+    @property
     def to_do(self) -> bool:
         """Whether it is something to wait for."""
-        return self.stands != "finished" and not self.stands.startswith("fails")
+        return self.stands != "finished" and not self.failure
+
+    @property
+    def tasks(self) -> int:
+        """What an engine would do of it: training runs of a pool, a set or its shards, networks."""
+        pools = self.members if self.pool_seconds else 0
+        return pools + (self.shards if self.method else 0) + self.nets * self.sets if self.to_do else 0
 
     @property
     def parts(self) -> list[Part]:
@@ -78,13 +91,18 @@ class Estimate:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "seconds": self.seconds}
+        return {**asdict(self), "seconds": self.seconds, "tasks": self.tasks}
 
 
-def ahead_of(found: Iterable[Estimate], workers: int) -> Ahead:
-    """The planner of what was estimated: cell after cell by one, kind after kind by several workers."""
+def ahead_of(found: Iterable[Estimate], workers: int, after: float = 0.0) -> Ahead:
+    """The planner of what was estimated: cell after cell by one, kind after kind by several workers.
+
+    Args:
+        after: seconds that tables and figures take at the end.
+    """
     left = [e for e in found if e.to_do]
-    return Ahead((replace(part, group=i) for i, e in enumerate(left) for part in e.parts), workers)
+    parts = [replace(part, group=i) for i, e in enumerate(left) for part in e.parts]
+    return Ahead([*parts, Part("", "pages", after, group=len(left))], workers)
 
 
 def core_seconds(found: Iterable[Estimate]) -> float:
@@ -115,11 +133,12 @@ def estimate(
     Raises:
         PotstillError: the only cell cannot be run; of several, such a one stands as `fails: ...`.
     """
-    data, timings, pools = load_cells(study, load), timings or Timings(reporter), set[Any]()
+    timings = timings or kept_timings(reporter, cache)
+    data, pools = load_cells(study, load), set[Any]()
     cells = [replace(cell, recipe=on_threads(_settled(cell, data[cell.name], out), threads)) for cell in study.cells]
     alone, known, found = len(cells) == 1, dict[str, Estimate](), dict[str, Estimate]()
     taking = {cell.name for cell in cells} if scores_only else takers(kin(study.cells), out)
-    for cell in sorted(cells, key=lambda cell: _work(cell, data[cell.name])):  # a kind is timed on its smallest
+    for cell in cells:
         stands = _stands(cell, RunStore(out / cell.name) if out else None)
         if stands == "finished":
             found[cell.name] = Estimate(cell.name, stands)
@@ -139,6 +158,11 @@ def estimate(
     return [found[cell.name] for cell in cells]
 
 
+def kept_timings(reporter: Reporter, cache: Path | None) -> Timings:
+    """Timings that are kept for later calls."""
+    return Timings(reporter, (cache or default_cache()) / "timings")
+
+
 def _settled(cell: Cell, data: LabelledDataset, out: Path | None) -> Recipe:
     """The cell's recipe with what an earlier call settled of it."""
     store = RunStore(out / cell.name) if out else None
@@ -150,16 +174,6 @@ def on_threads(recipe: Recipe, threads: int | None) -> Recipe:
     if threads is None or recipe.runtime.threads != "auto":
         return recipe
     return replace(recipe, runtime=replace(recipe.runtime, threads=threads))
-
-
-def _work(cell: Cell, data: LabelledDataset) -> float:
-    """Network passes of a step; what cannot be told is soon refused."""
-    try:
-        recipe = cell.recipe.by_default(data)
-        method = recipe.build_method()
-        return passes_of(recipe, method, data) / max(1, method.steps)
-    except PotstillError:
-        return 0.0
 
 
 def _stands(cell: Cell, store: RunStore | None) -> str:
@@ -209,8 +223,7 @@ def timed(cell: Cell, data: LabelledDataset, timings: Timings | None = None, sha
     seconds, held = timings.set_of(recipe, data)
     planned, left = None, recipe.budget.after_search(search_seconds).minutes
     if recipe.unplanned and left:
-        planned = steps_in(60 * left, held.pace, recipe, data)
-        seconds = held.pace.of(amount(with_steps(recipe, planned), data))
+        planned, seconds = plan(recipe, data, 60 * left)[0].method.steps, 60 * left
     scoring = scored(cell, "new", data, timings)
     return replace(
         scoring,
@@ -281,4 +294,5 @@ def estimate_curve(cell: Cell, found: Sequence[Estimate]) -> Estimate:
         Estimate(on_the_way(cell.name), stands, evaluate_seconds=seconds, nets=last.nets, sets=sets),
         threads=last.threads,
         run=cell.name,
+        table=last.table,
     )

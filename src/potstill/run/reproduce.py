@@ -18,14 +18,13 @@ from ..spec import LabelledDataset
 from .ahead import span
 from .compare import Outcome, run_study, score_full_data, works_of
 from .engine.base import Engine, places
-from .estimate import Estimate, ahead_of, estimate, estimate_curve, estimate_whole, on_the_way
+from .estimate import Estimate, ahead_of, estimate, estimate_curve, estimate_whole, kept_timings, on_the_way
 from .paper import PaperCell, read_plan, rounds
 from .paper_features import NETWORKS, measure
 from .progress import Reporter
 from .spread import Spread, Work
 from .store import RunStore
 from .study import Cell, Study, claim, load_cells
-from .timing import Timings
 
 #: The folder of the runs below that of a reproduction.
 RUNS = "runs"
@@ -74,6 +73,7 @@ def reproduce(
     curve: bool = False,
     engine: Engine | None = None,
     shards: int = 1,
+    after: float = 0.0,
 ) -> Result:
     """Distil and score the sets of the cells; finished work is kept.
 
@@ -81,6 +81,7 @@ def reproduce(
         seeds: sets of each cell, of the seeds 0, 1, ...
         curve: score the sets that any cell kept on the way, not only those of a figure.
         engine, shards: see `run_study`.
+        after: seconds that the caller's tables and figures take at the end, for the time left.
     Raises:
         Interrupted: by a signal; the same call goes on.
     """
@@ -92,7 +93,8 @@ def reproduce(
     if not reporter.quiet:
         workers, threads = places(engine, (cell.recipe for cell in cells if cell.recipe))
         how = {"seeds": seeds, "curve": curve, "reporter": reporter, "cache": cache}
-        progress = Progress(reporter, workers, estimates(cells, data, out=out, threads=threads, shards=shards, **how))
+        found = estimates(cells, data, out=out, threads=threads, shards=shards, **how)
+        progress = Progress(reporter, workers, found, after)
     if engine:
         failures |= _spread(jobs, curves, _whole(cells), data, out / RUNS, cache, engine, reporter, shards)
 
@@ -119,11 +121,11 @@ def reproduce(
 class Progress:
     """Says after each cell how many are done and how long the others will take; what is finished is none."""
 
-    def __init__(self, reporter: Reporter, workers: int, found: Sequence[Estimate] = ()):
+    def __init__(self, reporter: Reporter, workers: int, found: Sequence[Estimate] = (), after: float = 0.0):
         self._reporter = reporter
         left = [e for e in found if e.to_do]
         self._left, self._total, self._began = list(enumerate(e.cell for e in left)), len(left), time.perf_counter()
-        self._ahead = reporter.ahead = ahead_of(found, workers)
+        self._ahead = reporter.ahead = ahead_of(found, workers, after)
         if left:
             reporter.say(f"=== {self._total} cells, about {span(self._ahead.left())}")
 
@@ -240,27 +242,32 @@ def estimates(
         threads: of each of several workers; None for what the recipes say.
         curve, shards: see `reproduce`.
     """
-    data, runs, timings = Data(load), None if out is None else out / RUNS, Timings(reporter)
+    data, runs, timings = Data(load), None if out is None else out / RUNS, kept_timings(reporter, cache)
     jobs, failures = _ready(cells, data, seeds)
-    found = [Estimate(name, f"fails: {why}") for name, why in failures.items()]
+    found = [Estimate(name, f"fails: {why}", table=name.partition(":")[0]) for name, why in failures.items()]
     how: dict[str, Any] = {"reporter": reporter, "cache": cache, "timings": timings, "threads": threads}
     for i, group in enumerate(rounds(jobs)):
         study = Study(tuple(cell for _, cell in group))
         try:
-            found += estimate(study, data, out=runs, shards=shards, scores_only=i > 0, **how)
+            of_group = estimate(study, data, out=runs, shards=shards, scores_only=i > 0, **how)
         except Interrupted:
             raise
         except PotstillError as error:  # of a single cell
-            found += [Estimate(cell.name, f"fails: {reason(error)}") for cell in study.cells]
+            of_group = [Estimate(cell.name, f"fails: {reason(error)}") for cell in study.cells]
+        found += [replace(e, table=item.table) for e, (item, _) in zip(of_group, group, strict=True)]
     for item in _whole(cells):
         assert item.recipe
         try:
-            found.append(estimate_whole(item.stem, item.recipe, data(item.recipe), timings, runs, threads))
+            whole = estimate_whole(item.stem, item.recipe, data(item.recipe), timings, runs, threads)
         except Interrupted:
             raise
         except PotstillError as error:
-            found.append(Estimate(item.stem, f"fails: {reason(error)}"))
-    return found + [estimate_curve(cell, found) for cell in _with_curve(jobs, curve)]
+            whole = Estimate(item.stem, f"fails: {reason(error)}")
+        found.append(replace(whole, table=item.table))
+    reporter.say(timings.told())
+    shown = {cell.name: item.table for item, cell in jobs if read_plan(item.table).draw == "steps"}
+    curves = [(cell.name, estimate_curve(cell, found)) for cell in _with_curve(jobs, curve)]
+    return found + [replace(e, table=shown.get(name, e.table)) for name, e in curves]
 
 
 def _with_curve(jobs: Iterable[Job], all_of_them: bool) -> list[Cell]:

@@ -1,75 +1,96 @@
-"""What work takes on this machine: a few steps and epochs of the real thing, timed once for each kind and multiplied.
+"""What work takes on this machine: a few steps of a network, timed, and all work counted in their passes.
 
-Sets are of one kind where one method with the same terms and draws makes them, of samples of one shape that are stored
-in one way; networks where one protocol trains one architecture on about as many samples of one shape. Steps are timed
-on untrained networks, which take as long as trained ones.
+Pools, sets and evaluation networks consist of samples that pass a network (`Method.passes`), so that one pace for each
+network and shape of samples serves them all, whatever the method, the IPC and the length. It is timed without
+compiling, on untrained weights, which take as long as trained ones. What compiling gains is found on the first network
+that is to be compiled, and taken for the others. Both are kept in the cache, for this hardware and these versions.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
 import torch
 
-from ..evaluation import Scheduled, TrainingSet, evaluate_once, evaluation_seeds, find_protocol
-from ..learning.fit import fit
+from .._version import __version__
+from ..errors import PotstillError
+from ..evaluation import Scheduled, TrainingSet, find_protocol
+from ..files import write_atomically
+from ..learning.augment import draw, strategy_for
+from ..learning.extractor import EAGER_MAPS, KEEP_MAPS_OF, Extractor
 from ..learning.pool import Pool, untrained
 from ..machine.runtime import Runtime
 from ..methods import Method, Problem, State
 from ..networks import build_network
 from ..recipe import Recipe
-from ..spec import LabelledDataset, Split
+from ..seeding import generator
+from ..spec import LabelledDataset, to_pixels
 from .distil import bare_problem, distilling_runtime, passes_of
-from .environment import forget_peak_memory, peak_memory_mb
+from .environment import commit, device_name, forget_peak_memory, peak_memory_mb
 from .pretrain import pool_runtime
 from .progress import Reporter
 
-#: Steps and epochs that are timed after the first, and samples that an epoch is timed on at most.
-STEPS, EPOCHS, IMAGES = 4, 2, 512
-#: Samples of a class that a choice without steps is timed on at most; its time grows with their number.
-PER_CLASS = 64
+#: Samples in the two steps that are timed, each so often after a first one: a line through both is the pace.
+SIZES, TIMES = (8, 32), 2
+#: Passes of a sample in a step that is timed, forward and back to its pixels; in one of training, back to the weights.
+TIMED, TRAINING = 2, 3
+#: How they are augmented, as most protocols do it.
+AUGMENT = "color_crop_flip_scale_rotate"
+#: Days for which what was timed is taken as true.
+KEPT_DAYS = 30
+#: Steps of a method that are timed after the first.
+STEPS = 4
+#: Bytes of the maps of a sample that wait for its gradient, at 32 x 32 in bf16.
+MAPS = 2**19
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds that are spent once, and those of each unit of work: a network pass, a step where these are unknown."""
+    """Seconds that are spent once, those of each pass, and those that a step takes besides."""
 
     once: float
     each: float
+    step: float = 0.0
 
-    def of(self, amount: float) -> float:
-        return self.once + self.each * amount
+    def of(self, passes: float, steps: float = 0.0) -> float:
+        return self.once + self.each * passes + self.step * steps
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds of a CPU's work (else of the clock) for a pass, and those that a step takes besides; memory in bytes."""
+
+    each: float
+    step: float
+    memory: int
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How many times as fast compiled steps are, and the seconds that compiling took."""
+
+    times: float
+    once: float
 
 
 @dataclass(frozen=True)
 class Sized:
-    """A pace, and what its process and its folder held: memory at the peak, a state, a set."""
+    """What a set's process and its folder hold, in bytes: memory at the peak, a state, a set."""
 
-    pace: Pace
     memory: int
-    state: int = 0
-    stored: int = 0
-
-    def grown_to(self, state: int, stored: int) -> Sized:
-        """The same work on a state and a set of other sizes."""
-        return replace(self, memory=max(0, self.memory + state - self.state), state=state, stored=stored)
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """Training one network and testing it: seconds for a sample in an epoch, and for a sample of the test."""
-
-    once: float
-    epoch: float
-    test: float
-    memory: int
+    state: int
+    stored: int
 
 
 class Stopwatch:
@@ -101,20 +122,18 @@ class Stopwatch:
 
 
 class Timings:
-    """What each kind of work takes; found when it is first asked for."""
+    """What each kind of work takes; found when it is first asked for.
 
-    def __init__(self, reporter: Reporter):
-        self._reporter, self._known = reporter, dict[Hashable, Any]()
+    Args:
+        folder: where it is kept and looked for; None for nowhere.
+    """
 
-    def _once(self, words: str, kind: Hashable, measure: Callable[[], T]) -> tuple[T, bool]:
-        """What is known of a kind, and whether it is the first that is asked for."""
-        key = words.partition(" ")[0], kind
-        new = key not in self._known
-        if new:
-            self._reporter.say(f"timing {len(self._known) + 1}: {words}")
-            forget_peak_memory()
-            self._known[key] = measure()
-        return self._known[key], new
+    def __init__(self, reporter: Reporter, folder: Path | None = None):
+        self._reporter, self._folder = reporter, folder
+        self._known, self._compiled = dict[str, Any](), set[Any]()
+        self._busy: float | None = None
+        #: Seconds for which timings were made, how many, and seconds since each that was found was made.
+        self.spent, self.made, self.ages = 0.0, 0, list[float]()
 
     def set_of(self, recipe: Recipe, data: LabelledDataset) -> tuple[float, Sized]:
         """Seconds that a set takes, and its sizes.
@@ -124,29 +143,31 @@ class Timings:
         """
         method = recipe.build_method()
         runtime, passes = distilling_runtime(recipe, method, data), passes_of(recipe, method, data)
-        words = f"sets by {recipe.method_name} on {data.spec.name}"
-        kind = (_form(recipe, method), data.spec.shape, runtime, recipe.unplanned)
         problem = bare_problem(recipe, data, Runtime(), some_pool(recipe, data, method.needs_pool))
         if method.steps:
             sizes = _sizes(method, problem, method.init(problem))  # refused here, each on its own data
-            timed, _ = self._once(words, kind, lambda: _time_distilling(recipe, method, data, runtime))
         else:
             method.check(problem)
             sizes = (_budget_bytes(recipe, data),) * 2
-            timed, _ = self._once(words, kind, lambda: _time_choice(recipe, method, data, runtime))
-        found = timed.grown_to(*sizes)
-        return min(found.pace.of(passes or method.steps), recipe.budget.seconds), found
+        if method.steps and not passes:
+            words = f"steps of {recipe.method_name} on {data.spec.name}"
+            kind = {"method": repr(method.config), "network": recipe.pool.network, "data": data.spec.fingerprint}
+            timed = self._find(words, {**kind, **runtime.to_json()}, Timed, lambda: _time_method(recipe, data, runtime))
+            seconds = timed.step * method.steps * self._slowness(runtime)
+        else:
+            timed, seconds = self._passes(recipe.pool.network, data, runtime, passes, method.steps, recipe.method_name)
+        held = timed.memory + (_maps(problem, runtime) if method.steps else 0) + sizes[0]
+        return min(seconds, recipe.budget.seconds), Sized(held, *sizes)
 
     def pool_of(self, recipe: Recipe, data: LabelledDataset, runs: int) -> float:
         """Seconds that so many training runs of its pool take."""
         if not runs:
             return 0.0
-        schedule, runtime = recipe.pool.training(), pool_runtime(recipe, data)
-        once = replace(schedule, epochs=1)
-        words = f"pools of {recipe.pool.network} on {data.spec.name}"
-        kind = (recipe.pool.network, once, data.spec.shape, runtime)
-        pace, _ = self._once(words, kind, lambda: _time_pool(recipe, data, runtime))
-        return pace.of(len(data.train) * schedule.epochs * runs)
+        schedule, samples = recipe.pool.training(), len(data.train)
+        passes, steps = TRAINING * samples * schedule.epochs, math.ceil(samples / schedule.batch) * schedule.epochs
+        return self._passes(
+            recipe.pool.network, data, pool_runtime(recipe, data), passes * runs, steps * runs, "training"
+        )[1]
 
     def scores_of(
         self, recipe: Recipe, samples: int, data: LabelledDataset, begun: Callable[[], TrainingSet] | None = None
@@ -157,27 +178,91 @@ class Timings:
             begun: makes a set to train on, where the protocol reads more of it than samples.
         """
         config = recipe.evaluation
-        protocol, part = find_protocol(config.protocol, config.epochs), _some(data.train, samples)
-        train: TrainingSet = part
-        kind: Hashable = (part_size(samples), protocol.lasting(1))
-        if not isinstance(protocol, Scheduled):  # only a fixed schedule can be followed on other samples
+        protocol, batch = find_protocol(config.protocol, config.epochs), samples
+        if isinstance(protocol, Scheduled):
+            batch = protocol.schedule.batch
+        else:
             assert begun
-            train = begun()
-            protocol, kind = protocol.suited(train), (recipe.to_yaml(), samples)
-        epochs = protocol.epochs
-        runtime = recipe.runtime.resolve(passes=3 * samples * epochs * config.nets, side=data.spec.shape[1])
-        words = f"networks {config.network} by protocol {config.protocol} on {data.spec.name}"
-        kind = (kind, config.network, data.spec.shape, runtime)
-        found, new = self._once(words, kind, lambda: _time_scoring(recipe, train, len(part), data, runtime))
-        each = found.epoch * samples * epochs + found.test * len(data.test)
-        sets = 2 if config.stored_bits else 1
-        # What compiles once in a process serves all networks of a kind.
-        return found.once * new + each * config.nets * sets, found.memory
+            protocol = protocol.suited(begun())
+        runtime = recipe.runtime.resolve(
+            passes=TRAINING * samples * protocol.epochs * config.nets, side=data.spec.shape[1]
+        )
+        networks = config.nets * (2 if config.stored_bits else 1)
+        passes = TRAINING * samples * protocol.epochs + len(data.test)
+        steps = math.ceil(samples / batch) * protocol.epochs
+        timed, seconds = self._passes(config.network, data, runtime, passes * networks, steps * networks, "training")
+        return seconds, timed.memory
 
+    def told(self) -> str:
+        """Where the numbers are from and how far they can be trusted."""
+        found = f"{len(self.ages)} found in the cache, the oldest made {_ago(max(self.ages))}" if self.ages else ""
+        made = f"{self.made} timed now in {self.spent:.0f} s" if self.made else ""
+        busy = ""
+        if self._busy and self._busy > 1.1:
+            busy = f"; this machine is busy, work takes {self._busy:.1f} times as long as alone, and that is counted"
+        return f"{', '.join(filter(None, (made, found))) or 'nothing had to be timed'}{busy}"
 
-def part_size(samples: int) -> int:
-    """About how many: sets of one size class are trained on at one pace, smaller ones at a slower."""
-    return min(samples, IMAGES - 1).bit_length() // 2
+    def _passes(
+        self, network: str, data: LabelledDataset, runtime: Runtime, passes: float, steps: float, what: str
+    ) -> tuple[Timed, float]:
+        """Seconds for passes in so many steps; graphs of `what` are compiled for the first of its network and shape."""
+        shape, many = data.spec.shape, max(SIZES)
+        eager, words = replace(runtime, compile=False), "x".join(map(str, data.spec.shape))
+        size = sum(parameter.numel() for parameter in build_network(network, data.spec, 0).parameters())
+        kind = {"network": network, "parameters": size, "shape": shape, **eager.to_json()}
+        timed = self._find(f"{network} on {words}", kind, Timed, lambda: time_passes(network, data, eager))
+        pace, once = Pace(0.0, timed.each, timed.step), 0.0
+        if runtime.compile and passes:
+            how = {"compiled": True, **replace(runtime, chunk=0).to_json()}
+
+            def gain() -> Gain:
+                once, seconds = time_compiled(network, data, runtime)
+                return Gain(pace.of(TIMED * many, 1) / seconds, once)
+
+            found = self._find(f"what compiling gains, on {network} on {words}", how, Gain, gain)
+            once = 0.0 if (graphs := (network, shape, what)) in self._compiled else found.once
+            self._compiled.add(graphs)
+            pace = Pace(0.0, pace.each / found.times, pace.step / found.times)
+        return timed, once + pace.of(passes, steps) * self._slowness(runtime)
+
+    def _slowness(self, runtime: Runtime) -> float:
+        """How many times as long as alone a CPU's work takes now, beside what else this machine does."""
+        if runtime.device != "cpu":
+            return 1.0
+        self._busy = self._busy or slowness()
+        return self._busy
+
+    def _find(self, words: str, kind: Mapping[str, Any], form: Callable[..., T], measure: Callable[[], T]) -> T:
+        """What is known of a kind: from before, from an earlier call on such hardware, or measured."""
+        versions = {"potstill": __version__, "commit": commit(), "torch": torch.__version__}
+        key = json.dumps([form.__name__, kind, device_name(Runtime(device=kind["device"])), versions], default=str)
+        if key not in self._known:
+            path = self._folder and self._folder / f"{sha256(key.encode()).hexdigest()[:24]}.json"
+            self._known[key] = self._read(path, form) or self._measured(words, path, key, measure)
+        return self._known[key]
+
+    def _read(self, path: Path | None, form: Callable[..., T]) -> T | None:
+        """What was kept, if it is whole and not too old."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            record = json.loads(path.read_text()) if path else {}
+            age = time.time() - record["made"]
+            if age < KEPT_DAYS * 86400:
+                found = form(**record["found"])
+                self.ages.append(age)
+                return found
+        return None
+
+    def _measured(self, words: str, path: Path | None, key: str, measure: Callable[[], T]) -> T:
+        self.made += 1
+        self._reporter.say(f"timing {self.made}: {words}")
+        started = time.perf_counter()
+        found = measure()
+        self.spent += time.perf_counter() - started
+        if path:
+            record = {"kind": json.loads(key), "made": time.time(), "found": asdict(found)}  # type: ignore[call-overload]
+            with suppress(OSError, PotstillError):  # a cache that cannot be written is none
+                write_atomically(path, json.dumps(record, indent=1) + "\n")
+        return found
 
 
 def samples_of_set(recipe: Recipe, data: LabelledDataset) -> int:
@@ -191,41 +276,6 @@ def begun_set(recipe: Recipe, data: LabelledDataset) -> TrainingSet:
     method = recipe.build_method()
     problem = bare_problem(recipe, data, Runtime(), some_pool(recipe, data, method.needs_pool))
     return method.result(problem, method.init(problem))
-
-
-def _form(recipe: Recipe, method: Method[Any]) -> Hashable:
-    """What decides how long a network pass of the method takes: not their number, nor how strong its terms are."""
-    stored = (recipe.parameterisation, tuple(recipe.factor)) if method.uses_factor else ()
-    config = {**asdict(method.config), "steps": min(method.steps, 1 + STEPS)}
-    return recipe.method_name, _terms(config), recipe.pool.network, recipe.pool.pretrained, stored
-
-
-def _terms(value: Any) -> Hashable:
-    """Keys and values of a configuration, of a weight or a rate whether it is 0."""
-    if isinstance(value, Mapping):
-        return tuple((key, _terms(entry)) for key, entry in value.items())
-    if isinstance(value, (list, tuple)):
-        return tuple(map(_terms, value))
-    return value != 0 if isinstance(value, float) else value
-
-
-def _time_distilling(recipe: Recipe, method: Method[Any], data: LabelledDataset, runtime: Runtime) -> Sized:
-    runtime.start()
-    problem = bare_problem(recipe, data, runtime, some_pool(recipe, data, method.needs_pool))
-    watch = Stopwatch.of(runtime, at_work=recipe.unplanned)
-    state, pace = time_steps(with_small_bank(method), problem, passes_of(recipe, method, data), watch)
-    return Sized(pace, peak_memory_mb() * 2**20, *_sizes(method, problem, state))
-
-
-def _time_choice(recipe: Recipe, method: Method[Any], data: LabelledDataset, runtime: Runtime) -> Sized:
-    runtime.start()
-    part = replace(data, train=_of_each_class(data, max(PER_CLASS, recipe.ipc)))
-    problem = bare_problem(recipe, part, runtime, some_pool(recipe, data, method.needs_pool))
-    started = time.perf_counter()
-    state = method.init(problem)
-    seconds, passes = time.perf_counter() - started, method.passes(problem)
-    pace = Pace(0.0, seconds / passes) if passes else Pace(seconds, 0.0)
-    return Sized(pace, peak_memory_mb() * 2**20, *_sizes(method, problem, state))
 
 
 def _budget_bytes(recipe: Recipe, data: LabelledDataset) -> int:
@@ -278,44 +328,82 @@ def some_pool(recipe: Recipe, data: LabelledDataset, needed: bool) -> Pool | Non
     return untrained(data.spec, network=config.network, members=min(wanted, config.networks), seed=config.seed)
 
 
-def _time_pool(recipe: Recipe, data: LabelledDataset, runtime: Runtime) -> Pace:
+def _maps(problem: Problem, runtime: Runtime) -> int:
+    """Bytes of the maps that wait for the gradient of all samples of a step."""
+    kept = min(problem.samples * len(problem.classes), KEEP_MAPS_OF // (1 if runtime.compile else EAGER_MAPS))
+    wide = (1 if runtime.compile else EAGER_MAPS) * (2 if runtime.precision == "fp32" else 1)
+    height, width = problem.spec.shape[1:]
+    return kept * wide * MAPS * height * width // 32**2
+
+
+def time_passes(network: str, data: LabelledDataset, runtime: Runtime) -> Timed:
+    """The line through a step's seconds on few samples and on more."""
     runtime.start()
-    part, network = _some(data.train, IMAGES), build_network(recipe.pool.network, data.spec, 0)
-    once = replace(recipe.pool.training(), epochs=1)
-    first, again = (_seconds(fit, network, part, data.spec, once, runtime, seed=0) for _ in range(2))
-    return Pace(max(0.0, first - again), again / len(part))
+    forget_peak_memory()
+    step, watch = _step(network, data, runtime), Stopwatch.of(runtime, at_work=True)
+    step(SIZES[-1])
+    seconds = [median(_lap(watch, step, size) for _ in range(TIMES)) for size in SIZES]
+    each = max(0.0, seconds[1] - seconds[0]) / (SIZES[1] - SIZES[0])
+    each = min(each or seconds[1] / SIZES[1], seconds[1] / SIZES[1])
+    return Timed(each / TIMED, seconds[1] - each * SIZES[1], peak_memory_mb() * 2**20)
 
 
-def _time_scoring(recipe: Recipe, train: TrainingSet, samples: int, data: LabelledDataset, runtime: Runtime) -> Scoring:
+def time_compiled(network: str, data: LabelledDataset, runtime: Runtime) -> tuple[float, float]:
+    """Seconds of the clock that compiling takes, and those of a compiled step on the larger number of samples."""
     runtime.start()
-    config, test = recipe.evaluation, _some(data.test, IMAGES)
-    (seed,) = evaluation_seeds(config.seed, config.network, 1)
-
-    def score(epochs: int) -> float:
-        keys: dict[str, Any] = {"network": config.network, "protocol": config.protocol, "epochs": epochs, "seed": seed}
-        return _seconds(evaluate_once, train, data.spec, test, runtime=runtime, **keys)
-
-    more = min(1 + EPOCHS, find_protocol(config.protocol, config.epochs).suited(train).epochs)
-    first, least, again = score(more), score(1), score(more)
-    epoch = max(0.0, again - least) / (more - 1) if more > 1 else least
-    rest = max(0.0, least - epoch) / len(test)
-    return Scoring(max(0.0, first - again), epoch / samples, rest, peak_memory_mb() * 2**20)
+    step, started = _step(network, data, runtime), time.perf_counter()
+    step(SIZES[-1])
+    once, watch = time.perf_counter() - started, Stopwatch.of(runtime, at_work=True)
+    return once, median(_lap(watch, step, SIZES[-1]) for _ in range(TIMES))
 
 
-def _some(split: Split, count: int) -> Split:
-    """An even choice of its samples, so many and no more than it takes to time an epoch."""
-    count = max(1, min(count, IMAGES, len(split)))
-    return split.subset(torch.arange(0, len(split), max(1, len(split) // count))[:count])
+def _step(network: str, data: LabelledDataset, runtime: Runtime) -> Callable[[int], None]:
+    """So many samples through the network and back to their pixels: of those who train and who distil about alike."""
+    spec, built = data.spec, build_network(network, data.spec, 0)
+    extractor, weights = Extractor(built, spec, runtime), {**built.state_dict()}
+    drawn = draw(strategy_for(spec, AUGMENT), 1, generator(0, "timing"))
+
+    def step(count: int) -> None:
+        chosen = torch.arange(count) % len(data.train)
+        samples = data.train.images[chosen].to(runtime.device)
+        pixels = (to_pixels(samples) if samples.dtype == torch.uint8 else samples).requires_grad_()
+        loss = extractor.embed(weights, pixels[None], drawn).square().mean()
+        (gradient,) = torch.autograd.grad(loss, pixels)
+        float(gradient.sum())  # waits for a GPU
+
+    return step
 
 
-def _of_each_class(data: LabelledDataset, count: int) -> Split:
-    """The first samples of each class."""
-    classes = range(data.spec.num_classes)
-    first = [(data.train.labels == c).nonzero().flatten()[:count] for c in classes]
-    return data.train.subset(torch.cat(first))
+def _lap(watch: Stopwatch, step: Callable[[int], None], size: int) -> float:
+    watch.lap()
+    step(size)
+    return watch.lap()
 
 
-def _seconds(work: Callable[..., Any], *given: Any, **keys: Any) -> float:
-    started = time.perf_counter()
-    work(*given, **keys)
-    return time.perf_counter() - started
+def slowness() -> float:
+    """Seconds of the clock for one of this thread's work, of a third of a second; 1 where nothing else runs."""
+    work, clock = time.thread_time(), time.perf_counter()
+    while time.perf_counter() - clock < 0.3 or time.thread_time() - work < 0.02:
+        pass
+    return max(1.0, (time.perf_counter() - clock) / (time.thread_time() - work))
+
+
+def _ago(seconds: float) -> str:
+    hours = seconds / 3600
+    return (
+        f"{seconds / 60:.0f} min ago"
+        if hours < 2
+        else f"{hours:.0f} h ago"
+        if hours < 48
+        else f"{hours / 24:.0f} days ago"
+    )
+
+
+def _time_method(recipe: Recipe, data: LabelledDataset, runtime: Runtime) -> Timed:
+    """Steps of a method that does not tell its passes."""
+    runtime.start()
+    forget_peak_memory()
+    method = recipe.build_method()
+    problem = bare_problem(recipe, data, runtime, some_pool(recipe, data, method.needs_pool))
+    _, pace = time_steps(method, problem, 0, Stopwatch.of(runtime, at_work=True))
+    return Timed(0.0, pace.of(method.steps) / method.steps, peak_memory_mb() * 2**20)
