@@ -169,7 +169,7 @@ def show(options: argparse.Namespace, record: dict[str, Any], text: str) -> None
 
 
 def add_dry_run(parser: argparse.ArgumentParser) -> None:
-    text = "say what it would take (time by timing a few steps, memory, disk) and write nothing"
+    text = "say what it would take (tasks, time by timing a few steps, memory, disk) and run nothing"
     parser.add_argument("--dry-run", action="store_true", help=text)
 
 
