@@ -25,7 +25,7 @@ from .._version import __version__
 from ..errors import PotstillError
 from ..evaluation import Scheduled, TrainingSet, find_protocol
 from ..files import write_atomically
-from ..learning.augment import draw, strategy_for
+from ..learning.augment import draw, suited
 from ..learning.extractor import EAGER_MAPS, KEEP_MAPS_OF, Extractor
 from ..learning.pool import Pool, untrained
 from ..machine.runtime import Runtime
@@ -361,7 +361,7 @@ def _step(network: str, data: LabelledDataset, runtime: Runtime) -> Callable[[in
     """So many samples through the network and back to their pixels: of those who train and who distil about alike."""
     spec, built = data.spec, build_network(network, data.spec, 0)
     extractor, weights = Extractor(built, spec, runtime), {**built.state_dict()}
-    drawn = draw(strategy_for(spec, AUGMENT), 1, generator(0, "timing"))
+    drawn = draw(suited(AUGMENT, spec.modality, mirror=spec.mirror, single=False), 1, generator(0, "timing"))
 
     def step(count: int) -> None:
         chosen = torch.arange(count) % len(data.train)
