@@ -13,7 +13,7 @@ from potstill.cli import main
 from potstill.errors import UsageError
 from potstill.methods import METHODS
 from potstill.methods.dsdm import DSDM as DSDMMethod
-from potstill.report import collect, make_rows
+from potstill.report import collect, keep, make_rows, write_report
 from potstill.report.tables import to_markdown
 from potstill.run.compare import compare, run_study
 from potstill.run.distil import read_run_recipe
@@ -286,6 +286,14 @@ def test_a_set_that_several_networks_score_is_distilled_once_and_has_a_row_for_e
     rows = make_rows(collect(tmp_path / "out"))
     shown = {(row.label, row.network, row.n, row.paper) for row in rows}
     assert shown == {("dsdm", "convnet:width=4,depth=1", "1 x 1", 66.5), ("dsdm", "mlp", "1 x 2", None)}
+    keep(tmp_path / "out", tmp_path / "kept")  # which holds the set once
+    assert [path.name for path in (tmp_path / "kept").glob("*.safetensors")] == ["dsdm-networkMLP.fp16.safetensors"]
+    for folder, figures in (
+        ("out", 5),
+        ("kept", 4),
+    ):  # two of accuracy against cost, one of losses, the rest of the set
+        page = write_report(tmp_path / folder).read_text()
+        assert page.count("; seed 0.") == 1 and page.count("<figcaption>") == figures
     assert {path.name for path in second.scores.rglob("*.json") if "convnet" in path.name} == set()
     assert len(list(second.kept_scores(0).glob("mlp-*.json"))) == 2  # the first set is scored by its own too
 

@@ -20,7 +20,7 @@ from .tables import rows_to_json
 
 
 def keep(folder: Path, out: Path, notes: Sequence[str] = ()) -> Path:
-    """Write the runs of `folder` to `out`, and return their file.
+    """Write the runs of `folder` to `out`, and return their file. A set that several share is written once.
 
     Args:
         notes: what a reader must know.
@@ -37,8 +37,10 @@ def keep(folder: Path, out: Path, notes: Sequence[str] = ()) -> Path:
         "full_data_scores": _scores(records[0].full_data.scores),
         "runs": {run.name: _kept(run) for run in records},
     }
-    for run in records:
-        if run.distilled and run.metrics:  # a choice of real images is made again sooner than it is read
+    made = [run for run in records if run.metrics]  # a choice of real images is made again sooner than it is read
+    first = {run.distilled.digest(): run for run in reversed(made) if run.distilled}  # of those that share a set
+    for run in made:
+        if run.distilled and run is first[run.distilled.digest()]:
             half = replace(run.distilled, images=run.distilled.images.half())
             write_atomically(out / KEPT_SET.format(run.name), half.to_bytes())
     if (folder / STUDY).is_file():

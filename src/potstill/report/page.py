@@ -85,7 +85,7 @@ def render_report(records: Sequence[RunRecord]) -> str:
         raise DataError("no runs to report on: expected at least one run folder")
     rows = make_rows(records)
     # One set stands for all seeds: pictures of the others would differ by nothing one can see.
-    groups = group_runs(records)
+    groups = _once(group_runs(records))
     shown = [group[0] for group in groups]
     return template("report.html.j2").render(
         title=describe_title(records),
@@ -110,6 +110,14 @@ def render_report(records: Sequence[RunRecord]) -> str:
         ],
         runs=[_details(record) for record in records],
     )
+
+
+def _once(groups: Sequence[Sequence[RunRecord]]) -> list[Sequence[RunRecord]]:
+    """Without groups whose sets, under the same label, are those of an earlier one, scored otherwise."""
+    different: dict[tuple[str, ...], Sequence[RunRecord]] = {}
+    for group in groups:
+        different.setdefault((group[0].label, *(run.recipe_hash or run.name for run in group)), group)
+    return list(different.values())
 
 
 def _cost_figures(curves: Sequence[CostCurve]) -> list[CurveFigure]:
