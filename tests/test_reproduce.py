@@ -22,7 +22,7 @@ from potstill.recipe import Recipe
 from potstill.report.paper import fill
 from potstill.report.paper_page import render_page
 from potstill.report.paper_tables import Filled, to_markdown
-from potstill.report.stored import RECORDS
+from potstill.report.stored import RECORDS, StoredRun
 from potstill.run import paper, timing
 from potstill.run.distil import check_kept_steps
 from potstill.run.estimate import Estimate
@@ -266,6 +266,17 @@ def test_only_takes_either_value_of_a_key_that_is_given_twice() -> None:
 def test_cells_are_chosen_by_a_factor_that_is_one_number() -> None:
     cells = read_table("table1", over=[{"factor": 3}]).cells
     assert {cell.facts["factor"] for cell in cells} == {"3"}
+
+
+def test_a_table_of_many_runs_is_filled_without_hashing_a_recipe_for_each_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hashed: list[Recipe] = []
+    table, told = read_table("figure8"), Recipe.hash
+    runs = [StoredRun(f"run{i}", "here", exact=True) for i in range(20)]
+    monkeypatch.setattr(Recipe, "hash", lambda recipe: hashed.append(recipe) or told(recipe))
+    assert not any(entry.scores for entry in fill(table, runs))
+    assert len(hashed) <= len(table.cells)
 
 
 def test_a_dry_run_counts_tasks_names_what_cannot_run_and_writes_nothing(

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-#: In the order of the rounds of `run/spread`; pages are drawn after the last.
-KINDS = ("pools", "searches", "sets", "networks", "pages")
+#: In the order of the rounds of `run/spread`.
+KINDS = ("pools", "searches", "sets", "networks")
 #: The pace of a task, a method or a kind counts so much of an average part as done at the pace that was supposed.
 PRIOR = 0.25
 #: That of all counts so much of the whole as done at that of the estimate: short parts say little of long ones.

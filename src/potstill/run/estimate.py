@@ -94,15 +94,10 @@ class Estimate:
         return {**asdict(self), "seconds": self.seconds, "tasks": self.tasks}
 
 
-def ahead_of(found: Iterable[Estimate], workers: int, after: float = 0.0) -> Ahead:
-    """The planner of what was estimated: cell after cell by one, kind after kind by several workers.
-
-    Args:
-        after: seconds that tables and figures take at the end.
-    """
+def ahead_of(found: Iterable[Estimate], workers: int) -> Ahead:
+    """The planner of what was estimated: cell after cell by one, kind after kind by several workers."""
     left = [e for e in found if e.to_do]
-    parts = [replace(part, group=i) for i, e in enumerate(left) for part in e.parts]
-    return Ahead([*parts, Part("", "pages", after, group=len(left))], workers)
+    return Ahead((replace(part, group=i) for i, e in enumerate(left) for part in e.parts), workers)
 
 
 def core_seconds(found: Iterable[Estimate]) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -80,9 +80,9 @@ class PaperCell:
         own, used = ((keys.get("data", {}).get("name"), keys.get("ipc")) for keys in (self.draft.keys(), self.keys))
         return own == used
 
-    @property
+    @cached_property
     def stem(self) -> str:
-        """The name of its runs up to the seed."""
+        """The name of its runs up to the seed; found once, for it is compared with that of every run."""
         if self.recipe is None:
             return ""
         data = Path(self.recipe.data.name).name

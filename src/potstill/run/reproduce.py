@@ -16,6 +16,7 @@ from ..files import default_cache
 from ..recipe import Recipe
 from ..spec import LabelledDataset
 from .ahead import span
+from .cells import attempt
 from .compare import Outcome, run_study, score_full_data, works_of
 from .engine.base import Engine, places
 from .estimate import Estimate, ahead_of, estimate, estimate_curve, estimate_whole, kept_timings, on_the_way
@@ -73,7 +74,6 @@ def reproduce(
     curve: bool = False,
     engine: Engine | None = None,
     shards: int = 1,
-    after: float = 0.0,
 ) -> Result:
     """Distil and score the sets of the cells; finished work is kept.
 
@@ -81,7 +81,6 @@ def reproduce(
         seeds: sets of each cell, of the seeds 0, 1, ...
         curve: score the sets that any cell kept on the way, not only those of a figure.
         engine, shards: see `run_study`.
-        after: seconds that the caller's tables and figures take at the end, for the time left.
     Raises:
         Interrupted: by a signal; the same call goes on.
     """
@@ -93,8 +92,7 @@ def reproduce(
     if not reporter.quiet:
         workers, threads = places(engine, (cell.recipe for cell in cells if cell.recipe))
         how = {"seeds": seeds, "curve": curve, "reporter": reporter, "cache": cache}
-        found = estimates(cells, data, out=out, threads=threads, shards=shards, **how)
-        progress = Progress(reporter, workers, found, after)
+        progress = Progress(reporter, workers, estimates(cells, data, out=out, threads=threads, shards=shards, **how))
     if engine:
         failures |= _spread(jobs, curves, _whole(cells), data, out / RUNS, cache, engine, reporter, shards)
 
@@ -108,7 +106,9 @@ def reproduce(
         failures |= {o.folder.name: o.failure for o in outcomes if o.failure}
     for item in _whole(cells):
         if item.stem not in failures:
-            failures |= _train_on_whole(item, data, out, reporter)
+            reporter.say(f"--- {item.stem}")
+            _, failure = attempt(reporter, _train_on_whole, item, data, out, reporter)
+            failures |= _failures(item.stem, failure)
         progress.tick(item.stem)
     for cell in curves:
         outcomes = run_study(Study((cell,)), data, curve=True, **how)
@@ -121,11 +121,11 @@ def reproduce(
 class Progress:
     """Says after each cell how many are done and how long the others will take; what is finished is none."""
 
-    def __init__(self, reporter: Reporter, workers: int, found: Sequence[Estimate] = (), after: float = 0.0):
+    def __init__(self, reporter: Reporter, workers: int, found: Sequence[Estimate] = ()):
         self._reporter = reporter
         left = [e for e in found if e.to_do]
         self._left, self._total, self._began = list(enumerate(e.cell for e in left)), len(left), time.perf_counter()
-        self._ahead = reporter.ahead = ahead_of(found, workers, after)
+        self._ahead = reporter.ahead = ahead_of(found, workers)
         if left:
             reporter.say(f"=== {self._total} cells, about {span(self._ahead.left())}")
 
@@ -191,36 +191,27 @@ def _whole(cells: Iterable[PaperCell]) -> list[PaperCell]:
     return [item for item in cells if item.draft.whole and item.recipe]
 
 
-def _train_on_whole(item: PaperCell, data: Data, out: Path, reporter: Reporter) -> dict[str, str]:
+def _train_on_whole(item: PaperCell, data: Data, out: Path, reporter: Reporter) -> None:
     assert item.recipe
-    store = RunStore(out / RUNS / item.stem)
-    reporter.say(f"--- {item.stem}")
-    try:
-        whole = data(item.recipe)
-        with store.locked():
-            score_full_data(item.recipe, whole, store, reporter)
-    except Interrupted:
-        raise
-    except Exception as error:
-        reporter.say(f"failed: {reason(error)}")
-        return {item.stem: reason(error)}
-    return {}
+    store, whole = RunStore(out / RUNS / item.stem), data(item.recipe)
+    with store.locked():
+        score_full_data(item.recipe, whole, store, reporter)
+
+
+def _failures(name: str, failure: str) -> dict[str, str]:
+    return {name: failure} if failure else {}
 
 
 def _measured(
     cells: Sequence[PaperCell], data: Data, out: Path, reporter: Reporter, cache: Path | None
 ) -> dict[str, str]:
-    """The measurements of the figures that show features, where their sets are finished."""
+    """The measurements of the figures that show features, where their sets are finished; why some failed."""
+    how: dict[str, Any] = {"runs": out / RUNS, "out": out, "reporter": reporter, "cache": cache}
     failures = {}
     for name in dict.fromkeys(cell.table for cell in cells if read_plan(cell.table).draw in NETWORKS):
         chosen = [cell for cell in cells if cell.table == name]
-        try:
-            measure(name, chosen, data, runs=out / RUNS, out=out, reporter=reporter, cache=cache)
-        except Interrupted:
-            raise
-        except Exception as error:
-            reporter.say(f"failed: {reason(error)}")
-            failures[f"{name}: features"] = reason(error)
+        _, failure = attempt(reporter, measure, name, chosen, data, **how)
+        failures |= _failures(f"{name}: features", failure)
     return failures
 
 
