@@ -1,7 +1,7 @@
 """DSDM on one page: Algorithm 1 of the paper as a plain loop, on the embedded digits.
 
-No run folder, no compiled path, no batching over classes: what `potstill.methods.dsdm` does, in the order of the
-paper, with the same objectives. Runs in well under a minute on one core:
+No run folder, no compiled path, no batching over classes: what `potstill.methods.dsdm` does by default, in the order of
+the paper. Where that default departs from the paper's text a comment names the row of docs/fidelity.md that says why.
 
     python examples/dsdm_one_page.py
 """
@@ -55,7 +55,7 @@ def dsdm(data, *, ipc=2, factor=(1, 1), networks=2, epochs=10, steps=60, rate=0.
             with torch.no_grad():
                 f_real = embed(real)
             f_synthetic = embed(synthetic)
-            # 6 to 9: Eq. (4), (5), (6) and their sum (9)
+            # 6 to 9: Eq. (4), (5), (6) and their sum (9); the covariance by n - 1 (row 1), the history over D (row 3)
             loss = loss + match_prototypes(f_real, f_synthetic)
             loss = loss + lambda_1 * match_covariances(f_real, f_synthetic)
             if m in history:
@@ -64,7 +64,8 @@ def dsdm(data, *, ipc=2, factor=(1, 1), networks=2, epochs=10, steps=60, rate=0.
         # 10: update S
         (gradient,) = torch.autograd.grad(loss, images)
         images = (images.detach() - rate * gradient).clamp(*spec.value_range)
-        # 11, 12: the historical prototypes, Eq. (7) and (8)
+        # 11, 12: the historical prototypes, Eq. (7) and (8); of the step's own features (row 6), the first one as it is
+        # (row 5), a history for each network (row 19)
         current = torch.cat(prototypes)
         history[m] = integrate_history(history[m], current, 0.99) if m in history else current
         if step % 10 == 0:

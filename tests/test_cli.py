@@ -181,6 +181,8 @@ def test_exit_1_for_a_folder_in_use(tmp_path: Path, capsys: pytest.CaptureFixtur
         ([*DIGITS, "--device", "tpu9", "--method", "random", "--out", "x"], "device='tpu9': use auto, cpu, cuda"),
         ([*DIGITS, "--config", "nope", "--out", "x"], "no recipe 'nope': give a file, or one of "),
         (DIGITS, "no folder for the run: add --out DIR"),
+        ([*DIGITS, "--resume"], "no folder for the run: give one, as --resume DIR"),
+        ([*DIGITS, "--resume", "nowhere", "--out", "x"], "--out x beside --resume nowhere: a run goes on in its own"),
         (["distill", "--resume", "nowhere"], "nowhere: no run here"),
         (["compare", "--methods", "random,dm9", "--dataset", "digits", "--out", "x"], "unknown method 'dm9'"),
         (["compare", "--budget-minutes", "-1", "--out", "x"], "budget.minutes=-1: need a number of minutes above 0"),
@@ -661,7 +663,7 @@ def test_resume_needs_no_more_than_the_folder(finished: Path, capsys: pytest.Cap
 def test_resume_with_another_recipe_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["distill", "--resume", str(finished), "--seed", "7", "-q"]) == 2
-    assert "holds a run of recipe" in one_error_line(capsys)
+    assert "holds a run with seed 0, not 7" in one_error_line(capsys)
 
 
 # --- evaluate

@@ -607,6 +607,6 @@ def test_numbers_of_an_array_are_numbers() -> None:
 
 
 def test_a_key_of_another_method_names_those_that_have_it_and_how_a_comparison_gives_it() -> None:
-    told = r"'method\.steps' of method 'random': .* dsdm, .*in a comparison: methods\.\w+\.steps"
+    told = r"'method\.steps' of method 'random': .* dsdm, .*in a comparison or study: methods\.NAME\.steps"
     with pytest.raises(UsageError, match=told):
         resolve({"method": {"name": "random", "steps": 3}})

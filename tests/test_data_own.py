@@ -19,6 +19,7 @@ from data_factory import noise, picture, refused, write_npz, write_pictures
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from potstill.cli.main import main
 from potstill.data import FORMATS, load_dataset
 from potstill.data.measure import channel_statistics, fingerprint
 from potstill.data.records import RawDataset, RawSplit
@@ -818,3 +819,26 @@ def test_a_further_format_is_one_registered_function(monkeypatch):
         return RawDataset("answer", RawSplit(*noise(10), "memory"), None) if source == 42 else None
 
     assert load_dataset(42).spec.name == "answer"
+
+
+@pytest.mark.parametrize(
+    ("splits", "place", "read"),
+    [
+        (False, "", True),
+        (False, "runs/mine", True),
+        (True, "", True),
+        (True, "train/mine", True),
+        (True, "runs/mine", False),
+        (False, "../runs", False),
+    ],
+)
+def test_results_must_not_become_data(tmp_path, capsys, splits, place, read):
+    source = tmp_path / "pets"
+    for root in (source / "train", source / "test") if splits else (source,):
+        two_classes(root)
+    before = sorted(source.rglob("*"))
+    code = main(["distill", "--dataset", str(source), "--method", "random", "--ipc", "1", "--out", str(source / place)])
+    assert code == (2 if read else 0)
+    assert ("it would be read as data; use --out elsewhere" in capsys.readouterr().err) == read
+    if read:
+        assert sorted(source.rglob("*")) == before

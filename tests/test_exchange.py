@@ -22,7 +22,7 @@ from potstill.data import load_dataset
 from potstill.errors import DataError, MissingExtra, RunError, UsageError
 from potstill.scores import Score
 from potstill.sets.export import EXPORTS, export, quantise, read_pt
-from potstill.sets.export.eight_bit import from_levels, to_levels
+from potstill.sets.export.eight_bit import from_levels, sample_levels, to_levels
 from potstill.sets.export.names import distinct, folder_names
 from potstill.sets.read import read_set
 from potstill.sets.synthetic import SyntheticSet
@@ -379,6 +379,24 @@ def test_datasets_reads_the_huggingface_folder(name, tmp_path, request, offline)
     assert np.abs(levels - expected).max() <= 0.5 + 1e-4
 
 
+def test_datasets_tells_exports_apart(gray, tmp_path, offline):
+    other = replace(gray, images=1 - gray.images)
+    for folder in ("a", "b"):
+        synthetic = gray if folder == "a" else other
+        where = str(export(synthetic, tmp_path / folder / "export-huggingface", "huggingface"))
+        assert _levels(offline.load_dataset(where, split="train")) == _levels_of(synthetic)
+    where = str(export(other, tmp_path / "a" / "export-huggingface", "huggingface", overwrite=True))
+    assert _levels(offline.load_dataset(where, split="train")) == _levels_of(other)
+
+
+def _levels(rows) -> list:
+    return [np.array(image).tolist() for image in rows["image"]]
+
+
+def _levels_of(synthetic: SyntheticSet) -> list:
+    return sample_levels(synthetic)[0].squeeze(1).tolist()
+
+
 def test_datasets_accepts_repeated_class_names(gray, tmp_path, offline):
     synthetic = replace(gray, spec=replace(gray.spec, classes=("a", "a", "é")))
     rows = offline.load_dataset(str(export(synthetic, tmp_path / "out", "huggingface")), split="train")
@@ -427,7 +445,8 @@ def test_card_front_matter_is_what_the_hub_expects(gray):
     assert head["license"] == "cc-by-sa-3.0"
     assert head["task_categories"] == ["image-classification"]
     assert head["size_categories"] == ["n<1K"]
-    assert head["configs"][0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
+    (train_file,) = (name for name in EXPORTS["huggingface"].content(gray, {}) if name.endswith(".parquet"))  # type: ignore[union-attr]
+    assert head["configs"][0]["data_files"] == [{"split": "train", "path": train_file}]
     assert "license" not in yaml.safe_load(card(gray).split("---\n")[1])
     other = yaml.safe_load(card(replace(gray, spec=replace(gray.spec, licence="Ask Me: v2"))).split("---\n")[1])
     assert (other["license"], other["license_name"]) == ("other", "ask-me-v2")

@@ -432,6 +432,9 @@ def test_a_study_is_shown_by_its_cells_beside_the_papers_values(make_run: MakeRu
     assert "| whole loss | dsdm | 67.00 (1 x 1) | 66.5 | +0.50 | – |" in text
     assert "| no history | dsdm | 64.25 (1 x 1) | 65 | -0.75 | – |" in text
     assert "| on a hold-out | dsdm | 60.00 (1 x 1) | 65 | – | 30 held-out training images |" in text
+    assert "Accuracy on the test split or held-out training images at the last epoch" in text
+    held_out = [record for record in records if record.cell.get("holdout")]
+    assert "Accuracy on held-out training images at the last epoch" in to_markdown(held_out)
     assert "over paper, points" in to_latex(records)
     differences = [record["over_paper"] for record in rows_to_json(records)]
     assert differences == [pytest.approx(0.005), pytest.approx(-0.0075), None]

@@ -53,6 +53,14 @@ def test_a_cell_is_a_layer_over_the_base_and_its_name_is_its_folder(tmp_path: Pa
     assert other.recipe.ipc == 1 and other.recipe.pool.members == 1
 
 
+def test_keys_of_one_method_in_the_call_hold_for_its_cells(tmp_path: Path) -> None:
+    path = written(tmp_path, cells={"random": {"method": "random"}, "mine": {"method": DSDM}})
+    _, mine = read_study(path, {"methods": {"dsdm": {"steps": 7, "learning_rate": 0.5}}}).cells
+    assert (mine.recipe.method.steps, mine.recipe.method.descent.learning_rate) == (7, 0.5)
+    with pytest.raises(UsageError, match=r"cell 'random': unknown recipe key 'method.steps'.*methods\.NAME\.steps"):
+        read_study(path, {"method": {"steps": 7}})
+
+
 def test_what_varies_stands_in_the_folders_name_and_what_has_no_column_in_the_label(tmp_path: Path) -> None:
     vary = {"ipc": [1, 2], "factor": [[1, 1], [2, 3]], "method.learning_rate": [0.1], "seed": [0, 1]}
     cells = read(tmp_path, vary=vary, cells={"mine": {"method": DSDM}}).cells

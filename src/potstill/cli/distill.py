@@ -51,8 +51,16 @@ def run(options: argparse.Namespace) -> None:
         )
         return
     folder = Path(options.resume) if isinstance(options.resume, str) else options.out
+    if options.out not in (None, folder):
+        raise UsageError(
+            f"--out {options.out} beside --resume {folder}: a run goes on in its own folder; leave --out away"
+        )
     if folder is None:
-        raise UsageError("no folder for the run: add --out DIR")
+        raise UsageError(
+            "no folder for the run: give one, as --resume DIR"
+            if options.resume
+            else "no folder for the run: add --out DIR"
+        )
     store = RunStore(folder)
     recipe = _recipe(options, store)
     check_kept_steps(recipe)

@@ -13,7 +13,9 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "set", type=shared.place, help="run folder, distilled.safetensors, or a .pt of another code base"
     )
-    parser.add_argument("--to", required=True, metavar="FORMAT", help="huggingface, folder, pt, pt-data or safetensors")
+    parser.add_argument(
+        "--to", required=True, metavar="FORMAT", help="huggingface, folder, wav, pt, pt-data or safetensors"
+    )
     parser.add_argument("--out", type=shared.place, help="where to (default: beside the set)")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     shared.add_told(parser)

@@ -152,8 +152,17 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
 
 
 def data_of(options: argparse.Namespace, recipe: Recipe) -> LabelledDataset:
+    """The data that a recipe names.
+
+    Raises:
+        UsageError: results would go among them, and be read as data by the next call.
+    """
+    from ..data.own.folder import would_read
     from ..run.inputs import load_data
 
+    source, out = expanded(recipe.data.name), getattr(options, "out", None)
+    if out and source.is_dir() and would_read(source, out):
+        raise UsageError(f"{out}: in the data folder {source} it would be read as data; use --out elsewhere")
     return load_data(recipe, data_dir=options.data_dir, download=options.download)
 
 

@@ -155,7 +155,7 @@ def _splits(
 ) -> tuple[Split, Split]:
     train = _split(raw.train, size)
     if raw.test is None:
-        return _hold_out(raw.name, train, classes, holdout, seed)
+        return _hold_out(raw.name, train, classes, holdout, seed, noun_of(raw.modality))
     test = _split(raw.test, size)
     if train.images.shape[1:] != test.images.shape[1:] or train.images.dtype != test.images.dtype:
         raise DataError(
@@ -173,11 +173,13 @@ def _describe(images: Tensor) -> str:
     return f"{images.dtype} images of shape {tuple(images.shape[1:])}".replace("torch.", "")
 
 
-def _hold_out(name: str, train: Split, classes: tuple[str, ...], holdout: float, seed: int) -> tuple[Split, Split]:
+def _hold_out(
+    name: str, train: Split, classes: tuple[str, ...], holdout: float, seed: int, noun: str
+) -> tuple[Split, Split]:
     rest, held_out = holdout_split(train, float(holdout), seed)
     logger.warning(
-        "%s: no test split found; %d of %d images (%g of each class, seed %d) are held out as one",
-        name, len(held_out), len(train), holdout, seed,
+        "%s: no test split found; %d of %d %ss (%g of each class, seed %d) are held out as one",
+        name, len(held_out), len(train), noun, holdout, seed,
     )  # fmt: skip
     untested = [label for label in range(len(classes)) if not (held_out.labels == label).any()]
     if untested:

@@ -39,7 +39,7 @@ class DSDMConfig:
         scale_rate: multiply its rate by IPC / 10.
         average: share of all steps, the last ones, over which the result is an exponential mean of the images; 0 for
             the images of the last step.
-        prototype_weight: of the term of Eq. (3), 1 in Eq. (9); 0 drops it, as every weight.
+        prototype_weight: of the term of Eq. (4), 1 in Eq. (9); 0 drops it, as every weight.
         influence: rho of Inf-Match, 0 to 1: features count in their means by what they ask of the network's classifier;
             0, plain means, is the paper.
         covariance_weight: lambda_1 of Eq. (9).

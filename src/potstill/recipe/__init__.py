@@ -8,7 +8,7 @@ checks.
 from __future__ import annotations
 
 from .layers import Layer, merge, parse_assignments, parse_recipe, read_recipe, recipe_names
-from .resolve import of_method, resolve
+from .resolve import difference, of_method, resolve
 from .sections import (
     FIDELITIES,
     BudgetConfig,
@@ -30,6 +30,7 @@ __all__ = [
     "Recipe",
     "RuntimeConfig",
     "SavingConfig",
+    "difference",
     "merge",
     "of_method",
     "parse_assignments",

@@ -29,7 +29,7 @@ class Key:
 def keys_of(method: str = "dsdm") -> list[Key]:
     """All keys of a recipe for a method, in the order of a resolved recipe; defaults are those of its preset."""
     recipe = resolve({"method": method})
-    name = Key("method.name", in_words(str), "dsdm", meanings(Recipe)["method_name"])
+    name = Key("method.name", in_words(str), method, meanings(Recipe)["method_name"])
     rest = section_keys(recipe, "", without=("method_name", "method"))
     return [name, *section_keys(recipe.method, "method."), *rest]
 
@@ -65,7 +65,7 @@ def _of_field(section: Any, name: str, above: str) -> list[Key]:
         return [Key(f"{above}{name}", in_words(kind), _written(value), meaning)]
     keys = section_keys(value, f"{above}{name}.")
     # Descent is a section of many methods: what one of them does with it is told with every key.
-    return [replace(key, meaning=f"{meaning[:-1]}: {key.meaning}") for key in keys] if above else keys
+    return [replace(key, meaning=f"{meaning.rstrip('.')}; {key.meaning}") for key in keys] if above else keys
 
 
 def _written(value: Any) -> str:

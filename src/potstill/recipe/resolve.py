@@ -13,7 +13,7 @@ import msgspec
 from ..errors import UsageError
 from ..methods import METHODS
 from ..sets.parameterisations import Factor
-from .layers import BY_DEFAULT, Layer, merge, shipped
+from .layers import BY_DEFAULT, Layer, flat, merge, shipped
 from .names import full_names, kinds, short_names
 from .sections import FIDELITIES, Recipe
 from .text import shown
@@ -76,6 +76,17 @@ def of_method(layers: Iterable[Layer], name: str) -> dict[str, Any]:
     return merge(shared, {"method": _section(parts.get(name, {}), f"methods.{name}.")})
 
 
+def difference(there: Recipe, here: Recipe) -> str:
+    """One key that tells two recipes' sets apart: `method.descent.momentum 0.5, not 0.9`."""
+    old, new = dict(flat(there.to_dict())), dict(flat(here.to_dict()))
+    planning = there.unplanned or here.unplanned
+    unscored = ("evaluation", "saving", "runtime", "fidelity", *(() if planning else ("budget",)))
+    for key in sorted(old | new):
+        if old.get(key) != new.get(key) and key.partition(".")[0] not in unscored:
+            return f"{key} {old.get(key)}, not {new.get(key)}"
+    return f"recipe {there.hash()}, not {here.hash()}"
+
+
 def _sections() -> dict[str, Any]:
     """The keys of a recipe that do not depend on its method."""
     return {key: kind for key, kind in kinds(Recipe).items() if key not in ("method_name", "method", "fidelity")}
@@ -125,13 +136,15 @@ def _refuse_unknown(given: Layer, cls: type, known: Collection[str], above: str,
         if key in known:
             continue
         if key == "methods" and not above:
-            raise UsageError("recipe key 'methods': only a comparison has keys by method; use method.KEY here")
+            raise UsageError(
+                "recipe key 'methods': only comparisons and studies have keys by method; use method.KEY here"
+            )
         names = {**(short_names(cls) if owner else {}), **{name: name for name in known}}
         close = get_close_matches(str(key), names, 1)
         meant = f"did you mean {above}{names[close[0]]}? " if close else ""
         listed = ", ".join(sorted(full_names(cls) if owner else known)) or "none"
         have = [name for name in METHODS if _has(METHODS[name].Config, key)] if owner else []
-        others = f"; {', '.join(have)} have it (in a comparison: methods.{have[0]}.{key})" if have else ""
+        others = f"; {', '.join(have)} have it (in a comparison or study: methods.NAME.{key})" if have else ""
         raise UsageError(f"unknown recipe key {f'{above}{key}'[:80]!r}{owner}: {meant}known are {listed}{others}")
 
 

@@ -132,7 +132,8 @@ def shown_table(given: Sequence[RunRecord] | Sequence[Row]) -> ShownTable:
     values = {column.heading: sorted({column.cell(row) for row in rows} - {""}) for column in filled}
     common = [column for column in filled if column.shared and len(values[column.heading]) <= 1]
     facts = [f"{column.heading} {values[column.heading][0]}" for column in common if values[column.heading]]
-    caption = "Accuracy on the test split at the last epoch"
+    split = {bool(row.holdout): f"held-out training {noun(row)}" if row.holdout else "the test split" for row in rows}
+    caption = f"Accuracy on {' or '.join(split.values()) or 'the test split'} at the last epoch"
     if any(row.mean is not None for row in rows):
         caption += ": mean +- sample standard deviation (n_sets x n_nets)"
     same = ", ".join(["data set", "IPC", *(["bits"] if any(row.bits for row in rows) else []), "network"])

@@ -19,8 +19,7 @@ def describe_title(records: Sequence[RunRecord]) -> str:
     methods, datasets = _unique(marked(r.method, r.same_as) for r in records), _unique(r.dataset for r in records)
     ipcs = _unique(str(r.ipc) for r in records)
     who = methods[0] if len(methods) == 1 else f"{len(methods)} methods"
-    what = noun(records[0]) if ipcs != ["1"] else noun(records[0]).removesuffix("s")
-    return f"{who} on {_listed(datasets)}, {_listed(ipcs)} {what} per class"
+    return f"{who} on {_listed(datasets)}, {_listed(ipcs)} {_counted(_listed(ipcs), noun(records[0]))} per class"
 
 
 def describe_results(rows: Sequence[Row]) -> list[str]:
@@ -55,7 +54,8 @@ def describe_runs(group: Sequence[RunRecord]) -> str:
         rows, columns = record.factor
         tiles = f", each a mosaic of {rows} x {columns} smaller ones" if (rows, columns) != (1, 1) else ""
     what = str(record.environment.get("method_about", "")).rstrip(".")
-    text = f"{record.shown_label}{f' ({what})' if what else ''}: {record.ipc} stored {noun(record)} per class{tiles}"
+    stored = f"{record.ipc} stored {_counted(record.ipc, noun(record))}"
+    text = f"{record.shown_label}{f' ({what})' if what else ''}: {stored} per class{tiles}"
     if record.numbers_stored:
         text += f", {record.numbers_stored:,} numbers in all"
     if record.steps_planned:
@@ -75,8 +75,14 @@ def _pool(keys: dict[str, Any]) -> str:
     """The networks of a pool by its keys; those of a factory of one's own may have come trained."""
     name, members = str(keys.get("network", "not named")), keys["members"]
     if keys.get("pretrained", True):
-        return f"{members} pre-trained networks ({name})"
-    return f"networks as {name} gives them" if is_own(name) else f"{members} untrained networks ({name})"
+        return f"{members} pre-trained {_counted(members, 'networks')} ({name})"
+    own = is_own(name)
+    return f"networks as {name} gives them" if own else f"{members} untrained {_counted(members, 'networks')} ({name})"
+
+
+def _counted(count: Any, nouns: str) -> str:
+    """`images`, or `image` where there is one."""
+    return nouns.removesuffix("s") if str(count) == "1" else nouns
 
 
 def _draws_from_pool(method: str) -> bool:

@@ -36,6 +36,11 @@ class Run:
     recipe: Recipe
     folder: Path | None
 
+    def __repr__(self) -> str:
+        """One line, for a notebook."""
+        method, where = self.recipe.method_name, self.folder or "no folder"
+        return f"<Run of {method}, recipe {self.recipe.hash()}, in {where}: {self.synthetic!r}>"
+
 
 def distill(
     data: LabelledDataset,

@@ -19,7 +19,7 @@ from ..learning.pool import Pool, snapshot_epochs
 from ..machine.runtime import Runtime
 from ..machine.work import core_seconds
 from ..methods import FeatureStore, Method, Metrics, Problem, State
-from ..recipe import Recipe, parse_recipe, read_recipe, resolve
+from ..recipe import Recipe, difference, parse_recipe, read_recipe, resolve
 from ..sets.export.pictures import save_preview
 from ..sets.parameterisations import Parameterisation
 from ..sets.synthetic import SyntheticSet
@@ -395,8 +395,8 @@ def _claim(store: RunStore, recipe: Recipe, resume: bool, overwrite: bool) -> No
         require_same_data(store, found, recipe)
         if found.hash() != recipe.hash():
             raise UsageError(
-                f"{store.root}: holds a run of recipe {found.hash()}, not {recipe.hash()}; "
-                "use another --out or --overwrite"
+                f"{store.root}: holds a run with {difference(found, recipe)}; leave that as it is to go on, or use "
+                "another --out or --overwrite"
             )
         if store.distilled.exists() and not has_budget_left(store.require_set(), recipe, store):
             recipe = replace(recipe, budget=found.budget)  # a finished set stays that of its own budget

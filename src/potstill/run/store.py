@@ -114,9 +114,11 @@ class RunStore:
             lock = FileLock(self.root / ".lock", timeout=0)
             lock.acquire()
         except Timeout:
-            raise RunError(f"{self.root}: another process is working on this run; wait for it, or use --out") from None
+            raise RunError(
+                f"{self.root}: another process is working on this run; wait for it, or use another --out"
+            ) from None
         except OSError as error:
-            raise RunError(f"{self.root}: cannot make the run folder ({error.strerror}); use --out") from error
+            raise RunError(f"{self.root}: cannot make the run folder ({error.strerror}); use another --out") from error
         try:
             sweep(self.root, *(folder for folder in self.root.rglob("*") if folder.is_dir()))
             yield

@@ -27,7 +27,7 @@ from ..data.measure import split_fingerprint
 from ..errors import DataError, UsageError
 from ..files import write_atomically
 from ..methods import METHODS
-from ..recipe import Layer, Recipe, merge, of_method, resolve
+from ..recipe import Layer, Recipe, difference, merge, of_method, resolve
 from ..recipe.layers import BY_DEFAULT, flat
 from ..recipe.names import in_short
 from ..recipe.sections import AUTO
@@ -159,14 +159,17 @@ def read_study(path: Path, *over: Layer) -> Study:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); expected a study, see potstill list") from error
+        raise UsageError(
+            f"{path}: cannot be read ({error.strerror}); expected a study, see potstill list studies"
+        ) from error
     plan = parse_plan(text, str(path))
     found: dict[str, Cell] = {}
     for draft in plan.drafts:
         if draft.whole:
             raise UsageError(f"{path}: cell {draft.name!r}: whole is for potstill reproduce; leave it out, --full-data")
         try:
-            recipe = resolve(draft.keys(over=over))
+            keys = draft.keys(over=over)
+            recipe = resolve(of_method([keys], keys.get("method", {}).get("name", "dsdm")))
         except UsageError as error:
             raise UsageError(f"{path}: cell {draft.name!r}: {error}") from error
         words = [_word(key, draft.at[key]) for key in draft.in_label]
@@ -419,14 +422,3 @@ def _word(key: str, value: Any) -> str:
     """`method.history.weight` 0.1 as `history_weight0.1`."""
     text = "x".join(map(str, value)) if isinstance(value, list) else str(value)
     return in_short(key) + "".join(c if c.isalnum() or c in "._+-" else "_" for c in text)
-
-
-def difference(there: Recipe, here: Recipe) -> str:
-    """One key that tells two recipes apart: `method.descent.momentum 0.5, not 0.9`."""
-    old, new = dict(flat(there.to_dict())), dict(flat(here.to_dict()))
-    planning = there.unplanned or here.unplanned
-    unscored = ("evaluation", "saving", "runtime", "fidelity", *(() if planning else ("budget",)))
-    for key in sorted(old | new):
-        if old.get(key) != new.get(key) and key.partition(".")[0] not in unscored:
-            return f"{key} {old.get(key)}, not {new.get(key)}"
-    return f"recipe {there.hash()}, not {here.hash()}"

@@ -187,6 +187,11 @@ class SyntheticSet(Dataset[tuple[Tensor, int]]):
         if self.levels is not None and not torch.equal(self.levels.numbers(), self.images):
             raise UsageError("images are not those of the levels: give levels=None beside other images")
 
+    def __repr__(self) -> str:
+        """One line, for a notebook: what it stands for and stores, not its numbers."""
+        stored = f"{len(self.classes)} classes, ipc={self.ipc}, {self.way.describe()}"
+        return f"<SyntheticSet of {self.spec.name}: {stored}, {len(self)} samples>"
+
     @property
     def way(self) -> Parameterisation:
         """The parameterisation, for type checkers sure of it."""

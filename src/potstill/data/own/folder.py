@@ -76,6 +76,15 @@ def split_roots(source: Path, suffixes: tuple[str, ...]) -> tuple[Path, Path | N
     return folders[train], folders[test] if test else None
 
 
+def would_read(source: Path, place: Path) -> bool:
+    """Whether files in the folder `place` would be read as data of the folder `source`, or lie loose among them."""
+    source, place = source.resolve(), place.resolve()
+    if not place.is_relative_to(source):
+        return False
+    has_splits = any((source / name).is_dir() and _subfolders(source / name) for name in TRAIN)
+    return place == source or not has_splits or place.relative_to(source).parts[0] in (*TRAIN, *TEST)
+
+
 def class_files(root: Path, suffixes: tuple[str, ...], known: tuple[str, ...] = ()) -> Files:
     """The files of each class below `root`, those in deeper folders too, in alphabetical order.
 

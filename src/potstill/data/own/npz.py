@@ -55,9 +55,13 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> RawDataset:
         logger.warning("%s: no test split found; %s takes its place", path.name, test_keys[0])
 
     def split(keys: tuple[str, str]) -> RawSplit:
-        for key in keys:
+        for place, key in enumerate(keys):
             if key not in members:
-                raise DataError(f"{path}: holds {', '.join(sorted(members)) or 'nothing'}, expected {key} too")
+                partly = any(other in members for other in keys)
+                names = [key] if partly else dict.fromkeys(pair[place] for pair in TRAIN)
+                raise DataError(
+                    f"{path}: holds {', '.join(sorted(members)) or 'nothing'}, expected {' or '.join(names)} too"
+                )
         images, labels = (_array(path, archive, members[key]) for key in keys)
         return RawSplit(images, labels, f"{path} ({', '.join(keys)})")
 

@@ -19,18 +19,19 @@ TASKS = {"image": "image-classification", "sound": "audio-classification"}
 SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"))
 
 
-def dataset_card(synthetic: SyntheticSet, facts: Mapping[str, Any], clipped: float) -> str:
+def dataset_card(synthetic: SyntheticSet, facts: Mapping[str, Any], clipped: float, train_file: str) -> str:
     """The text of README.md.
 
     Args:
         facts: "scores" holds the `Score` of each network trained on this very set; "eight_bit_scores" those of the
             set as `quantise` leaves it. Both may be missing.
         clipped: the share of values that the pictures clamp.
+        train_file: path of the samples beside the card.
     """
-    head = yaml.safe_dump(_front_matter(synthetic), sort_keys=False, allow_unicode=True)
+    head = yaml.safe_dump(_front_matter(synthetic, train_file), sort_keys=False, allow_unicode=True)
     sections = [
         f"# {markdown(_title(synthetic))}",
-        _summary(synthetic),
+        _summary(synthetic, train_file),
         _table(("", ""), _properties(synthetic)),
         "## Pixel values\n\n" + _pixel_values(synthetic, clipped),
         "## Training on it\n\n" + _training(synthetic),
@@ -43,7 +44,7 @@ def _title(synthetic: SyntheticSet) -> str:
     return f"{synthetic.spec.name} in {synthetic.ipc} {synthetic.spec.noun}{'s' * (synthetic.ipc > 1)} per class"
 
 
-def _front_matter(synthetic: SyntheticSet) -> dict[str, Any]:
+def _front_matter(synthetic: SyntheticSet, train_file: str) -> dict[str, Any]:
     size = next((name for limit, name in SIZES if len(synthetic) < limit), "n>1M")
     return {
         "pretty_name": _title(synthetic),
@@ -52,7 +53,7 @@ def _front_matter(synthetic: SyntheticSet) -> dict[str, Any]:
         "size_categories": [size],
         "tags": ["dataset-distillation", "potstill"],
         "configs": [
-            {"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]},
+            {"config_name": "default", "data_files": [{"split": "train", "path": train_file}]},
         ],
     }
 
@@ -64,11 +65,11 @@ def _licence(licence: str) -> dict[str, str]:
     return {"license": identifier} if identifier in LICENCES else {"license": "other", "license_name": identifier}
 
 
-def _summary(synthetic: SyntheticSet) -> str:
+def _summary(synthetic: SyntheticSet, train_file: str) -> str:
     return (
         f"A small training set that stands for the training split of {markdown(synthetic.spec.name)}: networks are "
         "trained on it from scratch, and scored on the test split of the original data. Made with potstill.\n\n"
-        f"- `data/train-*.parquet`: the {len(synthetic)} samples that networks train on, as 8-bit PNG pictures\n"
+        f"- `{train_file}`: the {len(synthetic)} samples that networks train on, as 8-bit PNG pictures\n"
         "- `distilled.safetensors`: the exact set in 32-bit floats, as it is stored before partition and expansion"
     )
 

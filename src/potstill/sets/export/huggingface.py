@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import Any
 
 from ...errors import MissingExtra
@@ -12,8 +13,6 @@ from .base import EXPORTS, Form
 from .card import dataset_card
 from .eight_bit import png_bytes, sample_levels
 from .names import distinct
-
-TRAIN_FILE = "data/train-00000-of-00001.parquet"
 
 
 def to_huggingface(synthetic: SyntheticSet, facts: Mapping[str, Any]) -> dict[str, bytes]:
@@ -26,9 +25,12 @@ def to_huggingface(synthetic: SyntheticSet, facts: Mapping[str, Any]) -> dict[st
     """
     levels, clipped = sample_levels(synthetic)
     pictures = [png_bytes(sample) for sample in levels]
+    table = _parquet(pictures, synthetic.decoded().labels.tolist(), synthetic.spec.classes)
+    # `datasets` tells folders apart by the end of their path and by the card: the file has a name of its own.
+    train_file = f"data/train-00000-of-00001-{blake2b(table, digest_size=8).hexdigest()}.parquet"
     return {
-        TRAIN_FILE: _parquet(pictures, synthetic.decoded().labels.tolist(), synthetic.spec.classes),
-        "README.md": dataset_card(synthetic, facts, clipped).encode(),
+        train_file: table,
+        "README.md": dataset_card(synthetic, facts, clipped, train_file).encode(),
         "distilled.safetensors": synthetic.to_bytes(),
     }
 
