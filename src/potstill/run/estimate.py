@@ -215,8 +215,9 @@ def timed(cell: Cell, data: LabelledDataset, timings: Timings | None = None, sha
     recipe, method = cell.recipe.by_default(data), cell.recipe.build_method()
     searched = cell.recipe.unsearched and method.steps and method.uses_factor
     search_seconds = recipe.budget.search_seconds if searched else 0.0
-    seconds, held = timings.set_of(recipe, data)
     planned, left = None, recipe.budget.after_search(search_seconds).minutes
+    seconds, held = timings.set_of(recipe, data)
+    seconds = min(seconds, 60 * left) if searched and left else seconds
     if recipe.unplanned and left:
         planned, seconds = plan(recipe, data, 60 * left)[0].method.steps, 60 * left
     scoring = scored(cell, "new", data, timings)

@@ -25,10 +25,11 @@ def plan(recipe: Recipe, data: LabelledDataset, seconds: float, *, at_work: bool
         at_work: seconds are of a CPU's work where one does it, else of the clock, as those after which a run is cut.
     """
     timed = with_steps(recipe, max(recipe.method.steps, MOST_TIMED))
-    pace, count = _paced(timed, data, SHARE * seconds, at_work)
+    runtime = _runtime(with_steps(recipe, 1), data)  # one that compiles nothing, for short budgets are over before that
+    pace, count = _paced(timed, data, runtime, SHARE * seconds, at_work)
     fitting = with_steps(recipe, steps_in(seconds, pace, recipe, data))
-    if _runtime(fitting, data) != _runtime(timed, data):  # a short run is not compiled, a long one is
-        pace, count = _paced(fitting, data, SHARE * seconds, at_work)
+    if (proper := _runtime(fitting, data)) != runtime:
+        pace, count = _paced(timed, data, proper, SHARE * seconds, at_work)
         fitting = with_steps(recipe, steps_in(seconds, pace, recipe, data))
     return fitting, count
 
@@ -52,8 +53,8 @@ def with_steps(recipe: Recipe, steps: int) -> Recipe:
     return replace(recipe, method=replace(recipe.method, steps=steps))
 
 
-def _paced(recipe: Recipe, data: LabelledDataset, least: float, at_work: bool) -> tuple[Pace, int]:
-    runtime, method = _runtime(recipe, data), with_small_bank(recipe.build_method())
+def _paced(recipe: Recipe, data: LabelledDataset, runtime: Runtime, least: float, at_work: bool) -> tuple[Pace, int]:
+    method = with_small_bank(recipe.build_method())
     runtime.start()
     problem = bare_problem(recipe, data, runtime, some_pool(recipe, data, method.needs_pool))
     watch = Stopwatch.of(runtime, at_work=at_work)

@@ -1,8 +1,9 @@
 """What a recipe leaves open, settled before its run: by short trials what is stored (`auto`), by a plan the steps.
 
 A trial is a cell of a study in `RUN/search`: a short distillation, scored on training images that neither it nor its
-pool saw. The test split has no part in it. Trials come in a fixed order, as many as the minutes of the search allow:
-which of them are run depends on the machine, what each one gives does not. Killed, the search goes on where it was.
+pool saw. The test split has no part in it. Trials are all of one length, the longest at which a few fit into the
+minutes of the search, and come in a fixed order: their length and number depend on the machine, what one of that length
+gives does not. Killed, the search goes on where it was.
 """
 
 from __future__ import annotations
@@ -28,21 +29,27 @@ from ..seeding import generator
 from ..sets.parameterisations import Tiles, likely
 from ..spec import LabelledDataset
 from .cells import attempt, distil_and_score
-from .distil import check_recipe, read_asked_recipe, settled
-from .estimate import estimate
+from .distil import check_recipe, passes_of, read_asked_recipe, settled
+from .estimate import scored
 from .plan import plan, with_steps
 from .pretrain import missing_runs
 from .progress import Reporter
 from .store import RunStore
 from .study import Cell, Study, claim, difference
-from .timing import Timings
+from .timing import Timings, samples_of_set
 
 #: A share of the training split is held out, at most so many images; fewer than the least tell trials apart by chance.
 HELD_SHARE, MOST_HELD, LEAST_HELD = 0.2, 2_000, 50
 #: Images at most that trials and their pool learn from: in all, and of each class where classes are many.
 PART, PART_OF_CLASS = 5_000, 100
-#: Of a trial: steps, epochs and networks of its evaluation, draws of its bank of real features.
+#: Of a whole trial: steps, epochs and networks of its evaluation, draws of its bank of real features.
 STEPS, EPOCHS, NETS, DRAWS = 150, 200, 1, 2
+#: Shares of those steps and epochs that trials have: the first at which so many fit, the last if a second one does.
+SHARES, MANY = (1.0, 0.5, 0.25), 4
+#: An image that a network learns from: a pass forward and one back, to the samples and to the weights.
+LEARNT = 4
+#: Of a budget, that which the training of the run's own pool may take before it is given fewer networks.
+POOL_SHARE = 1 / 3
 #: Calibration weights tried beside the recipe's own, as shares of it.
 CALIBRATION = (0.5, 0.25)
 #: What steps are planned for of the time that a budget leaves where it cuts the run: an estimate may be short.
@@ -109,16 +116,18 @@ def _how(recipe: Recipe) -> str:
 def _settle(
     recipe: Recipe, data: LabelledDataset, store: RunStore, reporter: Reporter, cache: Path | None
 ) -> dict[str, Any]:
-    """What was settled: the keys, the seconds that trials took, and in words what they and the plan came to."""
-    chosen, told, seconds = recipe, "", 0.0
+    """What was settled: the keys, the seconds of the budget that are gone, and in words what was found and planned."""
+    chosen, told, spent = recipe, "", 0.0
     if recipe.unsearched:
-        _tell_pool(recipe.by_default(data), data, reporter, cache)
-        chosen, told, seconds = _search(recipe, data, store, reporter, cache)
+        timings = Timings(reporter)
+        recipe, pool = _with_pool(recipe, data, timings, reporter, cache)
+        chosen, told, spent = _search(recipe, data, store, reporter, cache, timings, pool)
+        spent += pool
         reporter.say(f"auto: {told}")
-    chosen, planned = _planned(chosen, data, seconds)
+    chosen, planned, spent = _planned(chosen, data, spent)
     if planned:
         reporter.say(f"plan: {planned}")
-    return {"keys": _keys(chosen), "told": told, "plan": planned, "seconds": round(seconds, 1)}
+    return {"keys": _keys(chosen), "told": told, "plan": planned, "seconds": round(spent, 1)}
 
 
 def _keys(chosen: Recipe) -> dict[str, Any]:
@@ -127,31 +136,65 @@ def _keys(chosen: Recipe) -> dict[str, Any]:
         "parameterisation": chosen.parameterisation,
         "factor": list(chosen.factor),
         "method.steps": chosen.method.steps,
+        "pool.members": chosen.pool.members,
         "budget.planned": chosen.budget.planned,
         **({} if calibration is None else {"method.calibration_weight": calibration}),
     }
 
 
-def _planned(recipe: Recipe, data: LabelledDataset, spent: float) -> tuple[Recipe, str]:
-    """The recipe with the steps that fit into what a search leaves of its budget, and in words where it is a plan.
+def _with_pool(
+    recipe: Recipe, data: LabelledDataset, timings: Timings, reporter: Reporter, cache: Path | None
+) -> tuple[Recipe, float]:
+    """The recipe with no more training runs in its pool than its budget has room for, and the seconds they take."""
+    default, folder = recipe.by_default(data), (cache or default_cache()) / "pool"
+    if recipe.budget.minutes is None or not default.build_method().needs_pool:
+        return recipe, 0.0
 
-    After a search alone they are at most its own, and fewer than fit: a budget that is not planned for cuts the run.
+    def takes(members: int) -> float:
+        pool = replace(default, pool=replace(default.pool, members=members))
+        return timings.pool_of(pool, data, missing_runs(pool, data, folder))
+
+    asked, most = recipe.pool.members, POOL_SHARE * 60 * recipe.budget.minutes
+    members = next((n for n in range(asked, 1, -1) if takes(n) <= most), 1)
+    if seconds := takes(members):
+        networks = f"{members} of {asked} networks" if members < asked else f"{members} networks"
+        reporter.say(f"auto: the pool of the run, {networks}, takes about {seconds / 60:.1f} min of the budget")
+    return replace(recipe, pool=replace(recipe.pool, members=members)), seconds
+
+
+def _planned(recipe: Recipe, data: LabelledDataset, spent: float) -> tuple[Recipe, str, float]:
+    """The recipe with the steps that fit into what is left of its budget, in words where it is a plan, what is gone.
+
+    After a search alone they are at most its own, and fewer than fit: a budget that is not planned for cuts the run,
+    and its clock runs on while steps are timed.
     """
     left = recipe.budget.after_search(spent)
     if left.minutes is None:
-        return recipe, ""
-    if not left.plan:
-        most, _ = plan(recipe, data, PLANNED * 60 * left.minutes, at_work=False)
-        return with_steps(recipe, min(recipe.method.steps, most.method.steps)), ""
-    fitting, timed = plan(recipe, data, 60 * left.minutes)
-    steps = fitting.method.steps
-    words = f"{steps:,} steps for {left.minutes:.3g} min of distilling, from {timed} that were timed"
-    return replace(fitting, budget=replace(recipe.budget, planned=steps)), words
+        return recipe, "", spent
+    if left.plan:
+        fitting, timed = plan(recipe, data, 60 * left.minutes)
+        steps = fitting.method.steps
+        words = f"{steps:,} steps for {left.minutes:.3g} min of distilling, from {timed} that were timed"
+        return replace(fitting, budget=replace(recipe.budget, planned=steps)), words, spent
+    started = time.perf_counter()
+    most, _ = plan(recipe, data, PLANNED * 60 * left.minutes, at_work=False)
+    spent += time.perf_counter() - started
+    still = (recipe.budget.after_search(spent).minutes or 0.0) / left.minutes
+    steps = max(1, min(recipe.method.steps, int(most.method.steps * still)))
+    return with_steps(recipe, steps), "", spent
 
 
-def _search(recipe: Recipe, data: LabelledDataset, store: RunStore, reporter: Reporter, cache: Path | None) -> Found:
-    """What was chosen, why, and the seconds that it took."""
-    default, budget = recipe.by_default(data), recipe.budget.search_seconds
+def _search(
+    recipe: Recipe,
+    data: LabelledDataset,
+    store: RunStore,
+    reporter: Reporter,
+    cache: Path | None,
+    timings: Timings,
+    pool: float,
+) -> Found:
+    """What was chosen, why, and the seconds that it took; `pool` are those that are kept for the run's."""
+    default, budget = recipe.by_default(data), recipe.budget.after_search(pool).search_seconds
     held = min(MOST_HELD, int(HELD_SHARE * len(data.train)))
     if data.spec.num_classes < 2:
         return _default(recipe, data, "there is one class, so nothing tells trials apart")
@@ -163,26 +206,15 @@ def _search(recipe: Recipe, data: LabelledDataset, store: RunStore, reporter: Re
         few = f"a class of {data.smallest_class} training images is too small to hold some out for a search"
         return _default(recipe, data, few)
     trials, variants = Trials(part, store, reporter, cache, budget), ways(default, part)
-    takes = trials.first_take(variants)
+    takes = trials.begin(variants, timings)
     if takes > budget:
-        long = f"two trials take about {takes / 60:.1f} min, more than the {budget / 60:.1f} min of the search"
+        long = f"two short trials take about {takes / 60:.1f} min, more than the {budget / 60:.1f} min of the search"
         return _default(recipe, data, f"{long}; for one use --overwrite and a larger --budget-minutes", trials.seconds)
     best = trials.best(variants)
     best = best and trials.best(weights(*best))
     if best is None:
         return _default(recipe, data, "no trial came to an end, see the lines above", trials.seconds)
-    tried = "1 trial" if len(trials.accuracy) == 1 else f"{len(trials.accuracy)} trials"
-    told = f"{_words(best[1])}: best of {tried} on {held:,} held-out training images"
-    return best[1], told, trials.seconds
-
-
-def _tell_pool(recipe: Recipe, data: LabelledDataset, reporter: Reporter, cache: Path | None) -> None:
-    """How long the run's own pool takes, where there is a budget: it is no part of that."""
-    missing = missing_runs(recipe, data, (cache or default_cache()) / "pool")
-    if recipe.budget.minutes is None or not (recipe.build_method().needs_pool and missing):
-        return
-    minutes = Timings(reporter).pool_of(recipe, data, missing) / 60
-    reporter.say(f"auto: the pool of the run, {missing} networks, takes about {minutes:.1f} min besides the budget")
+    return best[1], f"{_words(best[1])}: {trials.told()}", trials.seconds
 
 
 def _default(recipe: Recipe, data: LabelledDataset, why: str, spent: float = 0.0) -> Found:
@@ -267,16 +299,16 @@ def weights(name: str, recipe: Recipe) -> dict[str, Recipe]:
     }
 
 
-def _short(recipe: Recipe) -> Recipe:
-    """A trial of the recipe."""
+def _short(recipe: Recipe, share: float) -> Recipe:
+    """A trial of the recipe, a share of a whole one."""
     scoring, method = recipe.evaluation, recipe.method
     epochs = min(EPOCHS, find_protocol(scoring.protocol, scoring.epochs).epochs)
     bank = {"bank": replace(method.bank, draws=min(DRAWS, method.bank.draws))} if hasattr(method, "bank") else {}
     return replace(
         recipe,
-        method=replace(method, steps=min(STEPS, method.steps), **bank),
+        method=replace(method, steps=math.ceil(share * min(STEPS, method.steps)), **bank),
         pool=replace(recipe.pool, members=1),
-        evaluation=replace(scoring, nets=min(NETS, scoring.nets), epochs=epochs, stored_bits=None),
+        evaluation=replace(scoring, nets=min(NETS, scoring.nets), epochs=math.ceil(share * epochs), stored_bits=None),
         saving=SavingConfig(minutes=recipe.saving.minutes),
         budget=BudgetConfig(),
     )
@@ -293,26 +325,39 @@ class Trials:
         #: By name; None of a trial that failed.
         self.accuracy: dict[str, float | None] = log.get("accuracy", {})
         self.seconds = float(log.get("seconds", 0.0))
-        #: That a trial takes for each decoded sample of a class.
-        self._pace = float(log.get("seconds_per_sample", 0.0))
+        #: Of a whole trial, 0 until it is known; what a pass through a network takes in them.
+        self._share, self._pace = float(log.get("share", 0.0)), float(log.get("seconds_per_pass", 0.0))
 
-    def first_take(self, variants: Mapping[str, Recipe]) -> float:
-        """Seconds of the first two trials, as one tells nothing, and of their pool; 0 where they were begun before."""
-        if self._pace:
+    def begin(self, variants: Mapping[str, Recipe], timings: Timings) -> float:
+        """Settle how long trials are, and tell the seconds of the least search; 0 where one was begun before.
+
+        That is two of the shortest trials, as one tells nothing, and their pool.
+        """
+        if self._share:
             return 0.0
         started = time.perf_counter()
-        first, *others = map(_short, variants.values())
-        study = Study((Cell("a trial", "", first),))
-        (found,) = estimate(study, lambda _: self.data, out=None, reporter=self.reporter, cache=self.cache)
-        self._pace = (found.distill_seconds + found.evaluate_seconds) / samples_of(first, self.data)
+        first = _short(next(iter(variants.values())), 1.0)
+        seconds = scored(Cell("a trial", "", first), "new", self.data, timings).evaluate_seconds
+        self._pace = seconds / max(1, self._learnt(first))
+        missing = missing_runs(first, self.data, (self.cache or default_cache()) / "pool")
+        pool = timings.pool_of(first, self.data, missing) if first.build_method().needs_pool else 0.0
         self._spent(started)
-        return found.seconds + sum(self._takes(second) for second in others[:1])
+
+        def take(share: float, trials: int) -> float:
+            some = list(variants.values())[:trials]
+            return self.seconds + pool + sum(self._takes(_short(variant, share)) for variant in some)
+
+        least = take(SHARES[-1], 2)
+        if least <= self.budget:
+            self._share = next((share for share in SHARES if take(share, MANY) <= self.budget), SHARES[-1])
+            self._keep()
+        return least
 
     def best(self, variants: Mapping[str, Recipe]) -> tuple[str, Recipe] | None:
         """The first whose trial came within a standard error of the highest score; None where none scored."""
         left_out = []
         for name, variant in variants.items():
-            short = _short(variant)
+            short = _short(variant, self._share)
             if name in self.accuracy:
                 continue
             if self.accuracy and self.seconds + self._takes(short) > self.budget:
@@ -321,13 +366,26 @@ class Trials:
             self._run(Cell(name, name, short))
         if left_out:
             self.reporter.say(f"left out of the {self.budget / 60:.1f} min of the search: {', '.join(left_out)}")
-        scored = {name: accuracy for name in variants if (accuracy := self.accuracy.get(name)) is not None}
-        if not scored:
+        came = {name: accuracy for name in variants if (accuracy := self.accuracy.get(name)) is not None}
+        if not came:
             return None
-        highest = max(scored.values())
-        error = math.sqrt(highest * (1 - highest) / len(self.data.test))
-        name = next(trial for trial, accuracy in scored.items() if accuracy >= highest - error)
+        least = max(came.values()) - self._error(max(came.values()))
+        name = next(trial for trial, accuracy in came.items() if accuracy >= least)
         return name, variants[name]
+
+    def told(self) -> str:
+        """What the trials gave, and what of it is chance."""
+        came = {name: accuracy for name, accuracy in self.accuracy.items() if accuracy is not None}
+        gave = ", ".join(f"{name} {100 * accuracy:.1f}" for name, accuracy in came.items())
+        tried = f"1 trial, {gave} %" if len(came) == 1 else f"{len(came)} trials, {gave} %"
+        length = f"{self._share:.0%} of {STEPS} steps and {EPOCHS} epochs"
+        points = 100 * self._error(max(came.values()))
+        held = f"{len(self.data.test):,} held-out training images"
+        return f"the likeliest within {points:.1f} points of the best of {tried} on {held}, {length}"
+
+    def _error(self, accuracy: float) -> float:
+        """Of the difference of two such scores on the images held out."""
+        return math.sqrt(2 * accuracy * (1 - accuracy) / len(self.data.test))
 
     def _run(self, cell: Cell) -> None:
         started, store, held = time.perf_counter(), RunStore(self.store.search / cell.name), len(self.data.test)
@@ -339,17 +397,27 @@ class Trials:
             scores, _ = attempt(self.reporter, distil_and_score, *given)
             self.accuracy[cell.name] = scores.mean if scores else None
             if scores:  # an estimate may be wrong either way, but the first trial took its pool besides
-                taken = (time.perf_counter() - started) / samples_of(cell.recipe, self.data)
+                taken = (time.perf_counter() - started) / self._passes(cell.recipe)
                 self._pace = taken if len(self.accuracy) > 1 else min(self._pace, taken)
         finally:
             self._spent(started)
 
     def _takes(self, recipe: Recipe) -> float:
         """Seconds of a trial whose pool is there."""
-        return self._pace * samples_of(recipe, self.data)
+        return self._pace * self._passes(recipe)
+
+    def _passes(self, recipe: Recipe) -> int:
+        return passes_of(recipe, recipe.build_method(), self.data) + self._learnt(recipe)
+
+    def _learnt(self, recipe: Recipe) -> int:
+        """Passes of its evaluation."""
+        epochs = recipe.evaluation.epochs or 1
+        return LEARNT * samples_of_set(recipe, self.data) * epochs * recipe.evaluation.nets
 
     def _spent(self, started: float) -> None:
         self.seconds += time.perf_counter() - started
-        self.store.write_json(
-            LOG, {"seconds": self.seconds, "seconds_per_sample": self._pace, "accuracy": self.accuracy}
-        )
+        self._keep()
+
+    def _keep(self) -> None:
+        spent = {"seconds": self.seconds, "seconds_per_pass": self._pace, "share": self._share}
+        self.store.write_json(LOG, {**spent, "accuracy": self.accuracy})
