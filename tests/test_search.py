@@ -267,6 +267,16 @@ def test_time_that_steps_are_timed_for_is_part_of_the_budget(
     assert chosen.method.steps == int(int(0.9 * 4 * 60 / 3.6) * 2.5 / 4)
 
 
+def test_a_bank_has_fewer_draws_where_not_all_steps_fit(
+    many: LabelledDataset, store: RunStore, said: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "_search", lambda recipe, data, *_: (recipe.by_default(data), "", 0.0))
+    for steps, draws in ((10, 16), (1000, search.FEW_DRAWS)):  # 45 fit
+        given = {"method__bank_draws": 16, "method__steps": steps, "budget__minutes": 3}
+        chosen = settle(auto(**given), many, RunStore(store.root / str(steps)), QUIET)
+        assert (chosen.method.steps, chosen.method.bank.draws) == (min(steps, 45), draws)
+
+
 def test_without_a_budget_steps_stay_and_the_run_has_none(
     many: LabelledDataset, store: RunStore, said: dict[str, Any]
 ) -> None:

@@ -48,6 +48,8 @@ STEPS, EPOCHS, NETS, DRAWS = 150, 200, 1, 2
 SHARES, MANY = (1.0, 0.5, 0.25), 4
 #: An image that a network learns from: a pass forward and one back, to the samples and to the weights.
 LEARNT = 4
+#: Draws of the bank of a run whose budget is too short for all its steps: each costs as much as some steps do.
+FEW_DRAWS = 4
 #: Of a budget, that which the training of the run's own pool may take before it is given fewer networks.
 POOL_SHARE = 1 / 3
 #: Calibration weights tried beside the recipe's own, as shares of it.
@@ -139,6 +141,7 @@ def _keys(chosen: Recipe) -> dict[str, Any]:
         "pool.members": chosen.pool.members,
         "budget.planned": chosen.budget.planned,
         **({} if calibration is None else {"method.calibration_weight": calibration}),
+        **({"method.bank.draws": chosen.method.bank.draws} if hasattr(chosen.method, "bank") else {}),
     }
 
 
@@ -166,7 +169,7 @@ def _planned(recipe: Recipe, data: LabelledDataset, spent: float) -> tuple[Recip
     """The recipe with the steps that fit into what is left of its budget, in words where it is a plan, what is gone.
 
     After a search alone they are at most its own, and fewer than fit: a budget that is not planned for cuts the run,
-    and its clock runs on while steps are timed.
+    and its clock runs on while steps are timed. Where its own do not fit, more do with fewer draws in a bank.
     """
     left = recipe.budget.after_search(spent)
     if left.minutes is None:
@@ -178,6 +181,9 @@ def _planned(recipe: Recipe, data: LabelledDataset, spent: float) -> tuple[Recip
         return replace(fitting, budget=replace(recipe.budget, planned=steps)), words, spent
     started = time.perf_counter()
     most, _ = plan(recipe, data, PLANNED * 60 * left.minutes, at_work=False)
+    lean = _with_draws(recipe, FEW_DRAWS)
+    if most.method.steps < recipe.method.steps and lean != recipe:
+        recipe, (most, _) = lean, plan(lean, data, PLANNED * 60 * left.minutes, at_work=False)
     spent += time.perf_counter() - started
     still = (recipe.budget.after_search(spent).minutes or 0.0) / left.minutes
     steps = max(1, min(recipe.method.steps, int(most.method.steps * still)))
@@ -301,17 +307,24 @@ def weights(name: str, recipe: Recipe) -> dict[str, Recipe]:
 
 def _short(recipe: Recipe, share: float) -> Recipe:
     """A trial of the recipe, a share of a whole one."""
-    scoring, method = recipe.evaluation, recipe.method
+    scoring, method = recipe.evaluation, _with_draws(recipe, DRAWS).method
     epochs = min(EPOCHS, find_protocol(scoring.protocol, scoring.epochs).epochs)
-    bank = {"bank": replace(method.bank, draws=min(DRAWS, method.bank.draws))} if hasattr(method, "bank") else {}
     return replace(
         recipe,
-        method=replace(method, steps=math.ceil(share * min(STEPS, method.steps)), **bank),
+        method=replace(method, steps=math.ceil(share * min(STEPS, method.steps))),
         pool=replace(recipe.pool, members=1),
         evaluation=replace(scoring, nets=min(NETS, scoring.nets), epochs=math.ceil(share * epochs), stored_bits=None),
         saving=SavingConfig(minutes=recipe.saving.minutes),
         budget=BudgetConfig(),
     )
+
+
+def _with_draws(recipe: Recipe, most: int) -> Recipe:
+    """The recipe with no more in a bank of real features than so many draws for each network."""
+    method = recipe.method
+    if not hasattr(method, "bank"):
+        return recipe
+    return replace(recipe, method=replace(method, bank=replace(method.bank, draws=min(most, method.bank.draws))))
 
 
 class Trials:
