@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from potstill.run.progress import Reporter
 from potstill.run.search import settle
 from potstill.run.store import RunStore
 from potstill.run.study import Study, study_of
-from potstill.run.timing import Stopwatch, Timings
+from potstill.run.timing import Pace, Stopwatch
 from potstill.spec import LabelledDataset
 
 QUIET = Reporter(quiet=True)
@@ -61,13 +62,16 @@ def never_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name]().steps])
 @pytest.mark.usefixtures("second_by_second")
-def test_every_method_with_steps_takes_as_many_as_fit(name: str, toy_dataset: LabelledDataset) -> None:
+def test_every_method_with_steps_takes_as_many_as_fit(
+    name: str, toy_dataset: LabelledDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, paces = plan.steps_in, list[Pace]()
+    monkeypatch.setattr(plan, "steps_in", lambda *given: (paces.append(given[1]), plain(*given))[1])
     keys = {"method": {"name": name, **quick_keys(name, steps=50)}, "budget": {"minutes": 1, "plan": True}}
     recipe = resolve({**TINY, "ipc": 2, **keys}).on(toy_dataset)
     planned, timed = plan.plan(recipe, toy_dataset, 60.0)
-    pace = Timings(QUIET).set_of(recipe, toy_dataset)[1].pace  # by the same clock
     more = plan.with_steps(planned, planned.method.steps + 1)
-    takes, would_take = (pace.of(plan.amount(recipe, toy_dataset)) for recipe in (planned, more))
+    takes, would_take = (paces[-1].of(plan.amount(recipe, toy_dataset)) for recipe in (planned, more))
     assert takes <= 60 < would_take and timed == 5
     assert replace(planned, method=recipe.method) == recipe
 
@@ -154,6 +158,7 @@ def test_a_budget_that_cuts_is_planned_for_by_the_clock_that_cuts(
 ) -> None:
     monkeypatch.setattr(search, "_search", lambda recipe, data, *_: (recipe.by_default(data), "as it is", 0.0))
     monkeypatch.setattr(Stopwatch, "lap", lambda watch: 1.0 if len(watch._before) > 1 else 4.0)
+    monkeypatch.setattr(search, "time", SimpleNamespace(perf_counter=lambda: 0.0))  # which timing the steps takes
     keys: dict[str, Any] = {"parameterisation": "auto", "budget__minutes": 0.2}
     cut = settle(tiny(**keys, budget__plan=False, method__steps=99), toy_dataset, RunStore(tmp_path / "cut"), QUIET)
     whole = settle(tiny(**keys), toy_dataset, RunStore(tmp_path / "whole"), QUIET)
