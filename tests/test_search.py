@@ -264,7 +264,7 @@ def test_time_that_steps_are_timed_for_is_part_of_the_budget(
     monkeypatch.setattr(search, "_search", lambda recipe, data, *_: (recipe.by_default(data), "", 60.0))
     chosen = settle(auto(budget__minutes=5, method__steps=1000), many, store, QUIET)
     assert chosen.budget.minutes == pytest.approx(5 - 1 - 1.5)
-    assert chosen.method.steps == int(int(0.9 * 4 * 60 / 3.6) * 2.5 / 4)
+    assert chosen.method.steps == round(60 * 2.5 / 4)
 
 
 def test_a_bank_has_fewer_draws_where_not_all_steps_fit(

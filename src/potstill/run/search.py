@@ -186,7 +186,7 @@ def _planned(recipe: Recipe, data: LabelledDataset, spent: float) -> tuple[Recip
         recipe, (most, _) = lean, plan(lean, data, PLANNED * 60 * left.minutes, at_work=False)
     spent += time.perf_counter() - started
     still = (recipe.budget.after_search(spent).minutes or 0.0) / left.minutes
-    steps = max(1, min(recipe.method.steps, int(most.method.steps * still)))
+    steps = max(1, min(recipe.method.steps, round(most.method.steps * still)))
     return with_steps(recipe, steps), "", spent
 
 
