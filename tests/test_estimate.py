@@ -164,15 +164,24 @@ def test_what_compiling_gains_is_found_once_and_its_seconds_count_once_for_each_
     assert timed == ["mlp:width=8 (1, 8, 8)", "compiled mlp:width=8", "mlp:width=9 (1, 8, 8)"]
 
 
-def test_a_machine_that_others_use_takes_longer_by_what_they_leave(
+def test_what_else_a_machine_does_is_told_and_counted_where_that_is_asked_for(
     toy_dataset: LabelledDataset, timed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = resolve(QUICK, {"method": {"name": "dm", "steps": 100, "real_batch": 8}, "ipc": 1})
-    alone, shared = timing.Timings(Reporter(quiet=True)), timing.Timings(Reporter(quiet=True))
-    seconds, _ = alone.set_of(recipe, toy_dataset)
+
+    def asked(alone: bool) -> tuple[float, str]:
+        timings = timing.Timings(Reporter(quiet=True), alone=alone)
+        return timings.set_of(recipe, toy_dataset)[0], timings.told()
+
+    seconds, told = asked(False)
+    assert "busy" not in told
     monkeypatch.setattr(timing, "slowness", lambda: 3.0)
-    assert shared.set_of(recipe, toy_dataset)[0] == pytest.approx(3 * seconds)
-    assert "takes 3.0 times as long" in shared.told() and "busy" not in alone.told()
+    assert asked(True) == (
+        seconds,
+        f"{told}; this machine is busy and work takes 3.0 times as long now, which is not counted",
+    )
+    counted, told = asked(False)
+    assert counted == pytest.approx(3 * seconds) and told.endswith("3.0 times as long now, which is counted")
 
 
 def test_what_else_runs_is_told_by_the_clock_that_a_threads_work_takes(monkeypatch: pytest.MonkeyPatch) -> None:

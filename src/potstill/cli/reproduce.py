@@ -143,7 +143,10 @@ def _by_table(names: Sequence[str], found: Sequence[Estimate]) -> list[str] | No
         memory, disk = max((e.memory_mb for e in of_table), default=0), sum(e.disk_mb for e in of_table)
         lines.append([name, *(f"{n:,}" for n in numbers), *map(span, sums), f"{memory:,}", f"{disk:,.0f}"])
     more = ", ".join(f"{n} in {span(ahead_of(found, n).left())}" for n in (2, 8, 64))
-    return [*shared.aligned(heads, lines), f"So many workers like one here would be done: {more}."]
+    return [
+        *shared.aligned(heads, lines),
+        f"A run counts for the first table that needs it. More workers like one here would be done so: {more}.",
+    ]
 
 
 def _names(options: argparse.Namespace) -> list[str]:

@@ -153,9 +153,9 @@ def estimate(
     return [found[cell.name] for cell in cells]
 
 
-def kept_timings(reporter: Reporter, cache: Path | None) -> Timings:
-    """Timings that are kept for later calls."""
-    return Timings(reporter, (cache or default_cache()) / "timings")
+def kept_timings(reporter: Reporter, cache: Path | None, *, alone: bool = True) -> Timings:
+    """Timings that are kept for later calls; `alone` as there."""
+    return Timings(reporter, (cache or default_cache()) / "timings", alone=alone)
 
 
 def _settled(cell: Cell, data: LabelledDataset, out: Path | None) -> Recipe:

@@ -91,7 +91,7 @@ def reproduce(
     progress = Progress(reporter, 1)
     if not reporter.quiet:
         workers, threads = places(engine, (cell.recipe for cell in cells if cell.recipe))
-        how = {"seeds": seeds, "curve": curve, "reporter": reporter, "cache": cache}
+        how = {"seeds": seeds, "curve": curve, "reporter": reporter, "cache": cache, "alone": False}
         progress = Progress(reporter, workers, estimates(cells, data, out=out, threads=threads, shards=shards, **how))
     if engine:
         failures |= _spread(jobs, curves, _whole(cells), data, out / RUNS, cache, engine, reporter, shards)
@@ -226,14 +226,17 @@ def estimates(
     threads: int | None = None,
     curve: bool = False,
     shards: int = 1,
+    alone: bool = True,
 ) -> list[Estimate]:
     """What each cell would still take here; a pool counts once. One that cannot be run stands as `fails: ...`.
 
     Args:
         threads: of each of several workers; None for what the recipes say.
         curve, shards: see `reproduce`.
+        alone: on a machine that does nothing else.
     """
-    data, runs, timings = Data(load), None if out is None else out / RUNS, kept_timings(reporter, cache)
+    timings = kept_timings(reporter, cache, alone=alone)
+    data, runs = Data(load), None if out is None else out / RUNS
     jobs, failures = _ready(cells, data, seeds)
     found = [Estimate(name, f"fails: {why}", table=name.partition(":")[0]) for name, why in failures.items()]
     how: dict[str, Any] = {"reporter": reporter, "cache": cache, "timings": timings, "threads": threads}

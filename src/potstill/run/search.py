@@ -121,7 +121,7 @@ def _settle(
     """What was settled: the keys, the seconds of the budget that are gone, and in words what was found and planned."""
     chosen, told, spent = recipe, "", 0.0
     if recipe.unsearched:
-        timings = Timings(reporter)
+        timings = Timings(reporter, alone=False)
         recipe, pool = _with_pool(recipe, data, timings, reporter, cache)
         chosen, told, spent = _search(recipe, data, store, reporter, cache, timings, pool)
         spent += pool

@@ -57,14 +57,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds that are spent once, those of each pass, and those that a step takes besides."""
+    """Seconds that are spent once, and those of each unit of work: a network pass, a step where these are unknown."""
 
     once: float
     each: float
-    step: float = 0.0
 
-    def of(self, passes: float, steps: float = 0.0) -> float:
-        return self.once + self.each * passes + self.step * steps
+    def of(self, amount: float) -> float:
+        return self.once + self.each * amount
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,9 @@ class Timed:
     each: float
     step: float
     memory: int
+
+    def of(self, passes: float, steps: float) -> float:
+        return self.each * passes + self.step * steps
 
 
 @dataclass(frozen=True)
@@ -126,10 +128,11 @@ class Timings:
 
     Args:
         folder: where it is kept and looked for; None for nowhere.
+        alone: tell the time on a machine that does nothing else, not that beside what it does now.
     """
 
-    def __init__(self, reporter: Reporter, folder: Path | None = None):
-        self._reporter, self._folder = reporter, folder
+    def __init__(self, reporter: Reporter, folder: Path | None = None, *, alone: bool = True):
+        self._reporter, self._folder, self._alone = reporter, folder, alone
         self._known, self._compiled = dict[str, Any](), set[Any]()
         self._busy: float | None = None
         #: Seconds for which timings were made, how many, and seconds since each that was found was made.
@@ -199,38 +202,38 @@ class Timings:
         made = f"{self.made} timed now in {self.spent:.0f} s" if self.made else ""
         busy = ""
         if self._busy and self._busy > 1.1:
-            busy = f"; this machine is busy, work takes {self._busy:.1f} times as long as alone, and that is counted"
+            counted = "which is not counted" if self._alone else "which is counted"
+            busy = f"; this machine is busy and work takes {self._busy:.1f} times as long now, {counted}"
         return f"{', '.join(filter(None, (made, found))) or 'nothing had to be timed'}{busy}"
 
     def _passes(
         self, network: str, data: LabelledDataset, runtime: Runtime, passes: float, steps: float, what: str
     ) -> tuple[Timed, float]:
         """Seconds for passes in so many steps; graphs of `what` are compiled for the first of its network and shape."""
-        shape, many = data.spec.shape, max(SIZES)
-        eager, words = replace(runtime, compile=False), "x".join(map(str, data.spec.shape))
+        shape, eager = data.spec.shape, replace(runtime, compile=False)
+        words = "x".join(map(str, shape))
         size = sum(parameter.numel() for parameter in build_network(network, data.spec, 0).parameters())
         kind = {"network": network, "parameters": size, "shape": shape, **eager.to_json()}
         timed = self._find(f"{network} on {words}", kind, Timed, lambda: time_passes(network, data, eager))
-        pace, once = Pace(0.0, timed.each, timed.step), 0.0
-        if runtime.compile and passes:
-            how = {"compiled": True, **replace(runtime, chunk=0).to_json()}
+        seconds = timed.of(passes, steps) * self._slowness(runtime)
+        if not (runtime.compile and passes):
+            return timed, seconds
 
-            def gain() -> Gain:
-                once, seconds = time_compiled(network, data, runtime)
-                return Gain(pace.of(TIMED * many, 1) / seconds, once)
+        def gain() -> Gain:
+            once, compiled = time_compiled(network, data, runtime)
+            return Gain(timed.of(TIMED * max(SIZES), 1) / compiled, once)
 
-            found = self._find(f"what compiling gains, on {network} on {words}", how, Gain, gain)
-            once = 0.0 if (graphs := (network, shape, what)) in self._compiled else found.once
-            self._compiled.add(graphs)
-            pace = Pace(0.0, pace.each / found.times, pace.step / found.times)
-        return timed, once + pace.of(passes, steps) * self._slowness(runtime)
+        how = {"compiled": True, **replace(runtime, chunk=0).to_json()}
+        found = self._find(f"what compiling gains, on {network} on {words}", how, Gain, gain)
+        once = 0.0 if (graphs := (network, shape, what)) in self._compiled else found.once
+        self._compiled.add(graphs)
+        return timed, once + seconds / found.times
 
     def _slowness(self, runtime: Runtime) -> float:
-        """How many times as long as alone a CPU's work takes now, beside what else this machine does."""
-        if runtime.device != "cpu":
-            return 1.0
-        self._busy = self._busy or slowness()
-        return self._busy
+        """How many times as long as alone a CPU's work takes now, where that is to be counted."""
+        if runtime.device == "cpu":
+            self._busy = self._busy or slowness()
+        return 1.0 if self._alone or not self._busy else self._busy
 
     def _find(self, words: str, kind: Mapping[str, Any], form: Callable[..., T], measure: Callable[[], T]) -> T:
         """What is known of a kind: from before, from an earlier call on such hardware, or measured."""
