@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import re
@@ -16,6 +17,8 @@ import pytest
 import torch
 
 from potstill.cli import main
+from potstill.cli.options import print_estimates
+from potstill.cli.reproduce import _by_table
 from potstill.errors import Interrupted, UsageError
 from potstill.methods import METHODS
 from potstill.recipe import Recipe
@@ -311,6 +314,21 @@ def test_a_dry_run_of_table_1_times_each_shape_once_whatever_method_data_ipc_and
     assert kinds[:-1] == ["convnet on 1x28x28", "what compiling gains, on convnet on 1x28x28", "convnet on 3x32x32"]
     # Of each data set one pool.
     assert len([e for e in found if e.pool_seconds]) == 5
+
+
+def test_a_dry_run_of_several_tables_has_a_line_for_each_and_each_reason_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    hour: dict[str, Any] = {"distill_seconds": 3600.0, "evaluate_seconds": 60.0, "nets": 2, "method": "dm"}
+    found = [Estimate(name, "new", table="table1", **hour) for name in "ab"]
+    found += [Estimate(f"{table}: c", "fails: no data", table=table) for table in ("table1", "table2")]
+    assert _by_table(["table1"], found) is None
+    print_estimates(argparse.Namespace(json=False), found, 1, _by_table(["table1", "table2"], found))
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[1].split()[:9] == ["table1", "3", "2", "1", "6", "0", "s", "2.0", "h"]
+    assert shown[2].split()[:5] == ["table2", "1", "0", "1", "0"]
+    assert "2 in 61 min" in shown[3] and shown[4] == "fails: table1: c and 1 more: no data"
+    assert shown[5].startswith("4 cells, about 2.0 h (2.0 core-hours, 6 tasks)")
 
 
 def test_what_is_ahead_is_told_at_the_pace_so_far(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
