@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 
 from potstill.errors import UsageError
 from potstill.learning.pool import untrained
+from potstill.machine.compiler import find_compiler
 from potstill.machine.runtime import Runtime
 from potstill.methods import METHODS, Init, Method, Problem, State, run_method
 from potstill.recipe import resolve
@@ -291,6 +292,24 @@ class Poisoned:
 
     def __len__(self) -> int:
         raise AssertionError("a method asked for the length of the test split")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch.compile's own corners, which it hides itself
+@every_iterative_method
+def test_a_compiled_step_moves_the_images_as_an_eager_one(name: str, toy_dataset: LabelledDataset) -> None:
+    if not find_compiler():
+        pytest.skip("no C++ compiler")
+    pool = replace(untrained(toy_dataset.spec, network=NETWORK, members=2), moments=(0, 1))
+    method, moved = quick(name), []
+    for runtime in (Runtime(), Runtime(compile=True)):
+        runtime.start()
+        problem = problem_of(toy_dataset, pool=pool, runtime=runtime)
+        start = method.init(problem)
+        state, _ = method.step(problem, start)
+        moved.append(state.images - start.images)
+    assert moved[0].norm() > 0
+    assert (moved[1] - moved[0]).norm() <= 1e-2 * moved[0].norm()
 
 
 def test_a_problem_has_no_place_for_a_test_split() -> None:

@@ -78,12 +78,12 @@ class TGDD(Method[State]):
         stored = state.images.detach().requires_grad_()
         samples = problem.chosen_samples(problem.decode(stored), c.synthetic_batch, state.step)
         real = real_batch(problem, pool.members[matching], strategy, c.real_batch, state.step)
-        features = problem.extractor.embed(pool.members[matching], samples, real.draw)
+        given = samples.detach().requires_grad_()
+        features = problem.extractor.embed(pool.members[matching], given, real.draw)
         terms = {"prototype": match_prototypes(real.features, features)}
         # Each gradient before the next network is loaded.
-        (gradient,) = torch.autograd.grad(terms["prototype"], samples, retain_graph=True)
+        (gradient,) = torch.autograd.grad(terms["prototype"], given)
         if c.calibration_weight:
-            given = samples.detach().requires_grad_()
             terms["calibration"] = c.calibration_weight * calibration(problem, pool.members[later], given, real.draw)
             gradient = gradient + torch.autograd.grad(terms["calibration"], given)[0]
         (gradient,) = torch.autograd.grad(samples, stored, gradient)
