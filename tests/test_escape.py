@@ -34,7 +34,7 @@ def test_markdown_makes_no_link_tag_code_heading_or_column() -> None:
 def test_tables_and_card_hold_a_hostile_name_as_text(toy_dataset: LabelledDataset) -> None:
     spec = replace(toy_dataset.spec, name=HOSTILE)
     images = initial_images(toy_dataset.train, spec, ipc=1)
-    card = dataset_card(SyntheticSet(images, spec), {}, 0.0).split("---\n", 2)[2]
+    card = dataset_card(SyntheticSet(images, spec), {}, 0.0, "data/train.parquet").split("---\n", 2)[2]
     for text in (card, to_markdown([row(HOSTILE), row("other")])):
         assert "<img" not in text and "[money](" not in text and "\n# heading" not in text
 

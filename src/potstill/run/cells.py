@@ -44,7 +44,7 @@ def write_cell(store: RunStore, cell: Cell, holdout: int) -> None:
     store.write_json("cell.json", {"label": cell.label, "paper": cell.paper, "holdout": holdout})
 
 
-def attempt(reporter: Reporter, work: Callable[..., T], *given: Any, **keys: Any) -> tuple[T | None, str]:
+def attempt(reporter: Reporter, work: Callable[..., T], /, *given: Any, **keys: Any) -> tuple[T | None, str]:
     """What `work` returns, or why it failed: whatever one cell does wrong, the others are not to blame."""
     try:
         return work(*given, **keys), ""
