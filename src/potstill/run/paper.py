@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import UsageError
 from ..learning.pool import SCHEDULES as POOL_SCHEDULES
 from ..methods import METHODS
-from ..recipe import Layer, Recipe, merge, resolve
+from ..recipe import Layer, Recipe, merge, of_method, resolve
 from ..recipe.layers import flat, shipped
 from .study import Cell, Draft, Plan, parse_plan
 
@@ -148,9 +148,9 @@ def read_table(name: str, schedule: str = "paper", over: Sequence[Layer] = ()) -
 
 def _cell(name: str, plan: Plan, draft: Draft, schedule: str, over: Sequence[Layer]) -> PaperCell:
     method = str((draft.keys().get("method") or {}).get("name", "dsdm"))
-    beneath, above = schedule_layer(schedule, method, whole=draft.whole), _of_method(over, method)
+    beneath = schedule_layer(schedule, method, whole=draft.whole)
     notes = tuple(i for i, note in enumerate(plan.numbered_notes, start=1) if note.fits(draft))
-    keys = draft.keys(beneath, over=[above])
+    keys = of_method([draft.keys(beneath, over=over)], method)
     try:
         recipe, missing = resolve(keys), ""
     except UsageError as error:
@@ -158,19 +158,6 @@ def _cell(name: str, plan: Plan, draft: Draft, schedule: str, over: Sequence[Lay
         if method not in METHODS:
             missing = f"this version of potstill has no method {method}"
     return PaperCell(name, draft, keys, recipe, missing, notes)
-
-
-def _of_method(over: Sequence[Layer], method: str) -> dict[str, Any]:
-    """What is set over every cell, and over it the method's own part of `methods`.
-
-    Raises:
-        UsageError: a part for a method that there is not.
-    """
-    shared = merge(*over)
-    parts = shared.pop("methods", {})
-    for name in parts:
-        _ = METHODS[name]
-    return merge(shared, {"method": parts[method]} if method in parts else {})
 
 
 def schedule_layer(schedule: str, method: str, *, whole: bool = False) -> dict[str, Any]:
