@@ -19,7 +19,7 @@ from potstill.learning.optim import Descent
 from potstill.learning.pool import untrained
 from potstill.machine.runtime import Runtime
 from potstill.matching.features import match_covariances, match_prototypes
-from potstill.methods import Metrics, Problem, run_method
+from potstill.methods import METHODS, Metrics, Problem, run_method
 from potstill.methods.dsdm import DSDM, DSDMState
 from potstill.methods.real_features import Bank, BankConfig, bank, real_batch
 from potstill.networks import build_network
@@ -642,6 +642,27 @@ def test_values_are_clamped_when_the_key_says(clamp: str, toy_dataset: LabelledD
     from_inside = method.step(problem, replace(state, images=state.images.clamp(0, 1)))[1].loss
     as_it_is = method.step(problem, state)[1].loss
     assert (from_inside == as_it_is) == (clamp != "never")
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "networks", "rate", "draws"),
+    [
+        ("dsdm_plus", 1500, 3, 0.01, 16),
+        ("dsdm_plus", 3000, 3, 0.01, 16),  # more steps are not smaller ones
+        ("dsdm_plus", 375, 3, 0.01 * 2**0.5, 7),
+        ("dsdm_plus", 60, 9, 0.01 * 5**0.5, 1),
+        ("dsdm", 375, 3, 0.2, 7),  # a step of SGD is as large as its gradient, and the bank is not in use
+    ],
+)
+def test_few_steps_are_larger_ones_of_adam_and_match_fewer_batches(
+    name: str, steps: int, networks: int, rate: float, draws: int
+) -> None:
+    method = METHODS[name]
+    keys = method.in_steps(method.Config(), steps, networks)
+    assert (keys.steps, keys.bank.draws) == (steps, draws)
+    assert keys.descent.learning_rate == pytest.approx(rate)
+    same = replace(keys, steps=method.Config().steps, bank=method.Config().bank, descent=method.Config().descent)
+    assert same == method.Config()
 
 
 def test_the_rate_grows_with_ipc_unless_told_otherwise(toy_dataset: LabelledDataset) -> None:

@@ -70,7 +70,7 @@ def test_every_method_with_steps_takes_as_many_as_fit(
     keys = {"method": {"name": name, **quick_keys(name, steps=50)}, "budget": {"minutes": 1, "plan": True}}
     recipe = resolve({**TINY, "ipc": 2, **keys}).on(toy_dataset)
     planned, timed = plan.plan(recipe, toy_dataset, 60.0)
-    more = plan.with_steps(planned, planned.method.steps + 1)
+    more = plan.with_steps(recipe, planned.method.steps + 1)
     takes, would_take = (paces[-1].of(plan.amount(recipe, toy_dataset)) for recipe in (planned, more))
     assert takes <= 60 < would_take and timed == 5
     assert replace(planned, method=recipe.method) == recipe

@@ -267,14 +267,16 @@ def test_time_that_steps_are_timed_for_is_part_of_the_budget(
     assert chosen.method.steps == round(60 * 2.5 / 4)
 
 
-def test_a_bank_has_fewer_draws_where_not_all_steps_fit(
+def test_fewer_steps_than_its_own_are_larger_ones_with_a_smaller_bank(
     many: LabelledDataset, store: RunStore, said: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search, "_search", lambda recipe, data, *_: (recipe.by_default(data), "", 0.0))
-    for steps, draws in ((10, 16), (1000, search.FEW_DRAWS)):  # 45 fit
+    few = 45 // (16 * 2)  # 45 fit, and the pool is of two networks
+    for steps, draws, times in ((10, 16, 1), (45 * 4, few, 2**0.5)):
         given = {"method__bank_draws": 16, "method__steps": steps, "budget__minutes": 3}
         chosen = settle(auto(**given), many, RunStore(store.root / str(steps)), QUIET)
         assert (chosen.method.steps, chosen.method.bank.draws) == (min(steps, 45), draws)
+        assert chosen.method.descent.learning_rate == pytest.approx(0.01 * times)
 
 
 def test_without_a_budget_steps_stay_and_the_run_has_none(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 from ..registry import Registry
@@ -57,6 +58,15 @@ class Method(ABC, Generic[S]):
     def steps(self) -> int:
         """Steps to take; 0 for a method whose `init` is its result."""
         return int(getattr(self.config, "steps", 0))
+
+    @classmethod
+    def in_steps(cls, config: Any, steps: int, networks: int) -> Any:
+        """The keys with which a run of so many steps does best, where it was asked for other ones of its own.
+
+        Args:
+            networks: of the pool that the run draws from.
+        """
+        return replace(config, steps=steps)
 
     def passes(self, problem: Problem) -> int:
         """About how many samples pass a network in all; what is compiled for the machine follows it.

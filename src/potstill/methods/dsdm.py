@@ -26,6 +26,10 @@ from .problem import Problem
 from .real_features import BankConfig, RealBatch, bank, real_batch
 from .state import Metrics, State
 
+#: Steps that match each batch of a bank, on average and at least, where a run is shortened: making one takes as long
+#: as several of them.
+USES = 16
+
 
 @dataclass(frozen=True)
 class DSDMConfig:
@@ -120,6 +124,17 @@ class DSDM(Method[DSDMState]):
     Config = DSDMConfig
     State = DSDMState
     needs_pool = True
+
+    @classmethod
+    def in_steps(cls, config: DSDMConfig, steps: int, networks: int) -> DSDMConfig:
+        """Where steps are few: larger ones, if their size is the rate's alone, and a bank of no more than pays."""
+        shorter = replace(config, steps=steps)
+        if steps >= config.steps:
+            return shorter
+        draws = max(1, min(config.bank.draws, steps // (USES * networks)))
+        rate = config.descent.learning_rate * (config.steps / steps) ** 0.25
+        descent = replace(config.descent, learning_rate=rate) if config.descent.optimizer == "adam" else config.descent
+        return replace(shorter, descent=descent, bank=replace(config.bank, draws=draws))
 
     def init(self, problem: Problem) -> DSDMState:
         pool, config = problem.require_pool(self.name), self.config

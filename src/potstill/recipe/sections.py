@@ -207,8 +207,9 @@ class BudgetConfig:
             take half of the rest (10 where they are null), and the steps are planned for what that leaves, at most the
             method's own.
         plan: settle the steps before the run, from a few that are timed, to as many as the minutes hold: fewer or more
-            than the method's own number, which decays and loops then follow. The run takes them all, however long they
-            prove to be. On a CPU minutes are of its work, whatever else keeps it busy.
+            than the method's own number, which decays and loops then follow, and fewer ones of Adam are larger. The run
+            takes them all, however long they prove to be. On a CPU minutes are of its work, whatever else keeps it
+            busy.
         planned: the steps that were settled on; recorded before the run, null until then.
     """
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ..checks import MOST
 from ..machine.runtime import Runtime
+from ..methods import METHODS
 from ..recipe import Recipe
 from ..spec import LabelledDataset
 from .distil import bare_problem, distilling_runtime, passes_of
@@ -50,7 +51,9 @@ def amount(recipe: Recipe, data: LabelledDataset) -> int:
 
 
 def with_steps(recipe: Recipe, steps: int) -> Recipe:
-    return replace(recipe, method=replace(recipe.method, steps=steps))
+    """The recipe with so many steps, and what else its method makes of them."""
+    keys = METHODS[recipe.method_name].in_steps(recipe.method, steps, recipe.pool.networks)
+    return replace(recipe, method=keys)
 
 
 def _paced(recipe: Recipe, data: LabelledDataset, runtime: Runtime, least: float, at_work: bool) -> tuple[Pace, int]:

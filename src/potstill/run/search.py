@@ -42,14 +42,12 @@ from .timing import Timings, samples_of_set
 HELD_SHARE, MOST_HELD, LEAST_HELD = 0.2, 2_000, 50
 #: Images at most that trials and their pool learn from: in all, and of each class where classes are many.
 PART, PART_OF_CLASS = 5_000, 100
-#: Of a whole trial: steps, epochs and networks of its evaluation, draws of its bank of real features.
-STEPS, EPOCHS, NETS, DRAWS = 150, 200, 1, 2
+#: Of a whole trial: steps, epochs and networks of its evaluation.
+STEPS, EPOCHS, NETS = 150, 200, 1
 #: Shares of those steps and epochs that trials have: the first at which so many fit, the last if a second one does.
 SHARES, MANY = (1.0, 0.5, 0.25), 4
 #: An image that a network learns from: a pass forward and one back, to the samples and to the weights.
 LEARNT = 4
-#: Draws of the bank of a run whose budget is too short for all its steps: each costs as much as some steps do.
-FEW_DRAWS = 4
 #: Of a budget, that which the training of the run's own pool may take before it is given fewer networks.
 POOL_SHARE = 1 / 3
 #: Calibration weights tried beside the recipe's own, as shares of it.
@@ -133,16 +131,10 @@ def _settle(
 
 
 def _keys(chosen: Recipe) -> dict[str, Any]:
-    calibration = getattr(chosen.method, "calibration_weight", None)
-    return {
-        "parameterisation": chosen.parameterisation,
-        "factor": list(chosen.factor),
-        "method.steps": chosen.method.steps,
-        "pool.members": chosen.pool.members,
-        "budget.planned": chosen.budget.planned,
-        **({} if calibration is None else {"method.calibration_weight": calibration}),
-        **({"method.bank.draws": chosen.method.bank.draws} if hasattr(chosen.method, "bank") else {}),
-    }
+    """All that may be settled."""
+    record = chosen.to_dict()
+    sections = {"pool": {"members": chosen.pool.members}, "budget": {"planned": chosen.budget.planned}}
+    return {key: record[key] for key in ("parameterisation", "factor", "method")} | sections
 
 
 def _with_pool(
@@ -169,7 +161,7 @@ def _planned(recipe: Recipe, data: LabelledDataset, spent: float) -> tuple[Recip
     """The recipe with the steps that fit into what is left of its budget, in words where it is a plan, what is gone.
 
     After a search alone they are at most its own, and fewer than fit: a budget that is not planned for cuts the run,
-    and its clock runs on while steps are timed. Where its own do not fit, more do with fewer draws in a bank.
+    and its clock runs on while steps are timed.
     """
     left = recipe.budget.after_search(spent)
     if left.minutes is None:
@@ -181,9 +173,6 @@ def _planned(recipe: Recipe, data: LabelledDataset, spent: float) -> tuple[Recip
         return replace(fitting, budget=replace(recipe.budget, planned=steps)), words, spent
     started = time.perf_counter()
     most, _ = plan(recipe, data, PLANNED * 60 * left.minutes, at_work=False)
-    lean = _with_draws(recipe, FEW_DRAWS)
-    if most.method.steps < recipe.method.steps and lean != recipe:
-        recipe, (most, _) = lean, plan(lean, data, PLANNED * 60 * left.minutes, at_work=False)
     spent += time.perf_counter() - started
     still = (recipe.budget.after_search(spent).minutes or 0.0) / left.minutes
     steps = max(1, min(recipe.method.steps, round(most.method.steps * still)))
@@ -307,24 +296,14 @@ def weights(name: str, recipe: Recipe) -> dict[str, Recipe]:
 
 def _short(recipe: Recipe, share: float) -> Recipe:
     """A trial of the recipe, a share of a whole one."""
-    scoring, method = recipe.evaluation, _with_draws(recipe, DRAWS).method
+    scoring, steps = recipe.evaluation, math.ceil(share * min(STEPS, recipe.method.steps))
     epochs = min(EPOCHS, find_protocol(scoring.protocol, scoring.epochs).epochs)
     return replace(
-        recipe,
-        method=replace(method, steps=math.ceil(share * min(STEPS, method.steps))),
-        pool=replace(recipe.pool, members=1),
+        with_steps(replace(recipe, pool=replace(recipe.pool, members=1)), steps),
         evaluation=replace(scoring, nets=min(NETS, scoring.nets), epochs=math.ceil(share * epochs), stored_bits=None),
         saving=SavingConfig(minutes=recipe.saving.minutes),
         budget=BudgetConfig(),
     )
-
-
-def _with_draws(recipe: Recipe, most: int) -> Recipe:
-    """The recipe with no more in a bank of real features than so many draws for each network."""
-    method = recipe.method
-    if not hasattr(method, "bank"):
-        return recipe
-    return replace(recipe, method=replace(method, bank=replace(method.bank, draws=min(most, method.bank.draws))))
 
 
 class Trials:
