@@ -68,6 +68,24 @@ def test_more_steps_are_timed_where_they_are_short(monkeypatch: pytest.MonkeyPat
         assert timing.time_steps(method, None, 100, least=least)[0].step == steps  # type: ignore[arg-type]
 
 
+def test_graphs_that_later_steps_compile_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `dm`, whose batches are augmented by one operation each: the second, third and fifth are new ones."""
+    now, graphs = [0.0], [0]
+
+    def step(self: Any, problem: Problem, state: State) -> tuple[State, Metrics]:
+        compiles = state.step in (0, 1, 2, 4)
+        graphs[0] += compiles
+        now[0] += 1 + 30 * compiles
+        return state.advanced(), Metrics(0.0)
+
+    monkeypatch.setattr(Uneven, "step", step)
+    monkeypatch.setattr(timing, "count_graphs", lambda: graphs[0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    state, pace = timing.time_steps(Uneven(UnevenConfig(every=1)), None, 100_000)  # type: ignore[arg-type]
+    assert state.step == 4 + timing.STEPS
+    assert pace.of(100_000) == 4 * 30 + 1000
+
+
 def test_work_of_a_cpu_is_counted_and_waiting_for_it_is_not() -> None:
     works, waits = timing.Stopwatch(threads=1), timing.Stopwatch()
     time.sleep(0.2)

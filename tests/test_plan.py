@@ -15,6 +15,7 @@ from test_method_contract import quick_keys
 import potstill
 from potstill.cli import main
 from potstill.errors import Interrupted, UsageError
+from potstill.machine.runtime import Runtime
 from potstill.methods import METHODS
 from potstill.recipe import Recipe, resolve
 from potstill.report import collect, make_rows
@@ -58,6 +59,20 @@ def store(tmp_path: Path) -> RunStore:
 
 def never_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "plan", lambda *_: pytest.fail("planned again"))
+
+
+def test_where_compiling_leaves_too_little_as_many_steps_are_taken_as_need_none(
+    toy_dataset: LabelledDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """600 eager steps of a tenth of a second; from 400 on they are compiled, for 59 of the 60 seconds."""
+    eager, compiling = Runtime(), Runtime(compile=True)
+    paces = {eager: (Pace(0.0, 0.1), 5), compiling: (Pace(59.0, 0.01), 7)}
+    monkeypatch.setattr(plan, "amount", lambda recipe, _: recipe.method.steps)
+    monkeypatch.setattr(plan, "_runtime", lambda recipe, _: compiling if recipe.method.steps >= 400 else eager)
+    monkeypatch.setattr(plan, "_paced", lambda recipe, data, runtime, *_: paces[runtime])
+    assert plan.plan(tiny(), toy_dataset, 60.0)[0].method.steps == 399
+    assert plan.plan(tiny(), toy_dataset, 70.0)[0].method.steps == 1100
+    assert plan.plan(tiny(), toy_dataset, 30.0)[0].method.steps == 300
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name]().steps])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import replace
 
 from ..checks import MOST
@@ -27,11 +27,18 @@ def plan(recipe: Recipe, data: LabelledDataset, seconds: float, *, at_work: bool
     """
     timed = with_steps(recipe, max(recipe.method.steps, MOST_TIMED))
     runtime = _runtime(with_steps(recipe, 1), data)  # one that compiles nothing, for short budgets are over before that
+
+    def compiles(steps: int) -> bool:
+        return _runtime(with_steps(recipe, steps), data) != runtime
+
     pace, count = _paced(timed, data, runtime, SHARE * seconds, at_work)
     fitting = with_steps(recipe, steps_in(seconds, pace, recipe, data))
     if (proper := _runtime(fitting, data)) != runtime:
+        most = fitting.method.steps
         pace, count = _paced(timed, data, proper, SHARE * seconds, at_work)
         fitting = with_steps(recipe, steps_in(seconds, pace, recipe, data))
+        if _runtime(fitting, data) == runtime:  # compiling takes so long that what is left is not worth it
+            fitting = with_steps(recipe, bisect_left(range(1, most), True, key=compiles))
     return fitting, count
 
 

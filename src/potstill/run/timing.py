@@ -28,6 +28,7 @@ from ..files import write_atomically
 from ..learning.augment import draw, suited
 from ..learning.extractor import EAGER_MAPS, KEEP_MAPS_OF, Extractor
 from ..learning.pool import Pool, untrained
+from ..machine.compiler import count_graphs
 from ..machine.runtime import Runtime
 from ..methods import Method, Problem, State
 from ..networks import build_network
@@ -295,22 +296,28 @@ def _sizes(method: Method[Any], problem: Problem, state: State) -> tuple[int, in
 def time_steps(
     method: Method[Any], problem: Problem, passes: int, watch: Stopwatch | None = None, least: float = 0.0
 ) -> tuple[State, Pace]:
-    """A few steps, or as many more as take the `least` seconds, and what passes take: as usual after the first step.
+    """A few steps, or as many more as take the `least` seconds, and what passes take in all but the first of them.
 
-    Not every step is like the others: the first compiles, a network in training is replaced by a new one.
+    Not every step is like the others: a network in training is replaced by a new one, and any may be the first that
+    asks for a graph, such as that of an operation of the augmentation; what compiling takes counts once.
     """
     watch = watch or Stopwatch()
-    state, laps = method.init(problem), list[float]()
-    while len(laps) < method.steps and (len(laps) <= STEPS or sum(laps[1:]) < least):
+    state, laps, usual = method.init(problem), list[float](), list[int]()
+    while len(laps) < method.steps and (len(usual) < STEPS or sum(laps[i] for i in usual) < least):
+        graphs = count_graphs()
         state, _metrics = method.step(problem, state)
         laps.append(watch.lap())
+        if len(laps) > 1 and count_graphs() == graphs:
+            usual.append(len(laps) - 1)
     if len(laps) == 1:
         return state, Pace(laps[0], 0.0)
     done = [_passes_in(n, method, problem) for n in range(1, len(laps) + 1)]
     if sorted(set(done)) != done:  # steps tell no passes, or take none after the first
         done = [(passes or method.steps) * n / method.steps for n in range(1, len(laps) + 1)]
-    each = median(laps[i] / (done[i] - done[i - 1]) for i in range(1, len(laps)))
-    return state, Pace(max(0.0, laps[0] - each * done[0]), each)
+    passed = [after - before for before, after in zip([0, *done], done, strict=False)]
+    each = median(laps[i] / passed[i] for i in usual or range(1, len(laps)))
+    once = sum(laps[i] - each * passed[i] for i in range(len(laps)) if i not in usual)
+    return state, Pace(max(0.0, once), each)
 
 
 def _passes_in(steps: int, method: Method[Any], problem: Problem) -> float:
