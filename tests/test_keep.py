@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from potstill import load_dataset
 from potstill.cli.main import main
 from potstill.errors import DataError
-from potstill.recipe import resolve
+from potstill.recipe import read_recipe, resolve
 from potstill.report import collect, keep, make_rows, rows_to_json, to_markdown, write_report
 from potstill.report.cost import curves_to_json
 from potstill.report.stored import stored_in
@@ -53,6 +54,18 @@ def test_kept_runs_give_the_rows_curves_and_records_of_their_folders(runs: Path,
     for one, other in zip(stored_in(runs), stored_in(path.parent), strict=True):
         assert one.to_json() == other.to_json()
     assert "m3d" in write_report(path.parent).read_text()
+
+
+def test_what_is_kept_names_the_file_of_its_data_and_not_where_it_lay(tmp_path: Path) -> None:
+    digits = load_dataset("digits")
+    images, labels = digits.train.images[:40].permute(0, 2, 3, 1).numpy(), digits.train.labels[:40].numpy()
+    np.savez(tmp_path / "mine.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    run = tmp_path / "runs" / "random"
+    given = ["--dataset", str(tmp_path / "mine.npz"), "--method", "random", "--ipc", "1", "--out", str(run)]
+    assert main(["distill", *given]) == 0
+    kept = json.loads(keep(run, tmp_path / "kept").read_text())["runs"]["random"]["recipe"]
+    assert kept["data"]["name"] == "mine.npz"
+    assert resolve(kept).hash() == resolve(read_recipe(run / "config.yaml")).hash()
 
 
 def test_what_a_step_made_is_kept_in_half_precision_and_the_study_beside_it(runs: Path, tmp_path: Path) -> None:

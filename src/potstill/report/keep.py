@@ -53,7 +53,7 @@ def _kept(run: RunRecord) -> dict[str, Any]:
     kept = {*run.kept_scores, run.steps_done}  # of which curves need the times
     thin = [line for i, line in enumerate(run.metrics, start=1) if i % 100 == 0 or line["step"] in kept]
     return {
-        "recipe": run.config,
+        "recipe": _anywhere(run.config),
         "environment": run.environment,
         "times": run.times,
         "cell": run.cell,
@@ -64,6 +64,14 @@ def _kept(run: RunRecord) -> dict[str, Any]:
         "metrics_every_100": thin,
         "failure": run.failure,
     }
+
+
+def _anywhere(config: dict[str, Any]) -> dict[str, Any]:
+    """A recipe that names its data's file, not where on this machine it lay; the fingerprint says which data it is."""
+    data = config.get("data", {})
+    if not data.get("fingerprint"):
+        return config
+    return {**config, "data": {**data, "name": Path(data["name"]).name}}
 
 
 def _facts(run: RunRecord) -> dict[str, Any]:
