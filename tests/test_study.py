@@ -283,7 +283,7 @@ def test_a_set_that_several_networks_score_is_distilled_once_and_has_a_row_for_e
         given["engine"] = serial if engine else None
         outcomes = run_study(study, lambda _: toy_dataset, **given)
         first, second = (RunStore(tmp_path / "out" / name) for name in ("dsdm-networkSmall", "dsdm-networkMLP"))
-        planned = [json.loads(store.chosen.read_text())["keys"]["budget.planned"] for store in (first, second)]
+        planned = [json.loads(store.chosen.read_text())["keys"]["budget"]["planned"] for store in (first, second)]
         steps = len(steps_taken)
         assert run_study(study, lambda _: toy_dataset, **given) == outcomes
     assert [o.failure for o in outcomes] == ["", ""] and planned[0] == planned[1]
