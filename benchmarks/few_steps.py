@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +35,8 @@ def main() -> None:
     options = _parsed()
     data = potstill.load_dataset(options.data, data_dir=options.data_dir)
     data = apart(data, options.part) if options.part else data
-    base = [dict([pair.split("=", 1)]) for pair in options.set]
-    base = [{key: yaml.safe_load(value) for key, value in pair.items()} for pair in base]
-    whole = resolve(*base, COMMON).on(data)
+    base = {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in options.set)}
+    whole = resolve(base, COMMON).on(data)
     pool = pretrain_pool(whole, data, Reporter(), cache=default_cache())
     runtime = distilling_runtime(whole, whole.build_method(), data)
     runtime.start()
@@ -49,7 +47,7 @@ def main() -> None:
     for keys in (yaml.safe_load(f"{{{trial}}}") for trial in options.trial):
         if any(row["keys"] == keys for row in record["trials"]):
             continue
-        recipe = resolve(*base, COMMON, {f"method.{key}": value for key, value in keys.items()}).on(data)
+        recipe = resolve(base, COMMON, {f"method.{key}": value for key, value in keys.items()}).on(data)
         way = (recipe.parameterisation, recipe.factor)
         problem = problems.setdefault(way, bare_problem(recipe, data, runtime, pool))
         record["trials"].append({"keys": keys, **_trial(recipe, problem, data, options)})
@@ -63,7 +61,7 @@ def _trial(recipe: Recipe, problem: Any, data: LabelledDataset, options: argpars
     for _ in range(method.steps):
         state, _ = method.step(problem, state)
     took = time.process_time() - began
-    made = replace(method.result(problem, state), provenance={})
+    made = method.result(problem, state)
     runtime = recipe.runtime.resolve(passes=10**9, side=data.spec.shape[1])
     given = {"network": "convnet", "protocol": "dsdm", "runtime": runtime, "epochs": options.epochs}
     seeds = evaluation_seeds(0, "convnet", options.nets)

@@ -61,7 +61,7 @@ class Method(ABC, Generic[S]):
 
     @classmethod
     def in_steps(cls, config: Any, steps: int, networks: int) -> Any:
-        """The keys with which a run of so many steps does best, where it was asked for other ones of its own.
+        """The keys of a run of so many steps, where a budget holds other ones than the config's.
 
         Args:
             networks: of the pool that the run draws from.
