@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -58,12 +59,26 @@ class Part:
 
 @dataclass
 class Running:
-    """A task at work: since when, when it last told something, and from which share it told that it goes on."""
+    """A stage or a task at work on a part.
+
+    Attributes:
+        before: the part as it was when this began.
+        first: the share that was done by then; None until it tells any.
+    """
 
     part: Part
+    before: Part
     began: float
-    told: float
     first: float | None = None
+
+    def tell(self, share: float, now: float) -> None:
+        """So much is done."""
+        if self.first is None:  # what was before is no work on it
+            self.first, self.began = share, now
+        part, before = self.part, self.before
+        part.done = min(1.0, (before.passed + share) / part.passes)
+        part.seen = before.seen + max(0.0, share - self.first) / part.passes
+        part.took, part.at = before.took + now - self.began, now
 
 
 class Ahead:
@@ -75,7 +90,7 @@ class Ahead:
         self._said, self._said_at = "", -math.inf
         self._kind, self._blind = "", not self.parts
         self._tasks, self._running = dict[str, Part](), dict[str, Running]()
-        self._stage: tuple[Part, Part, float, float] | None = None
+        self._stage: Running | None = None
         self._began = self._group_began = self.clock()
 
     # --- parts that are done here, one after another
@@ -84,7 +99,7 @@ class Ahead:
         """A stage of the current group begins, of which a share is done already."""
         group = next((part.group for part in self.parts if part.done < 1), None)
         part = next((p for p in self.parts if p.group == group and p.kind == kind), None)
-        self._stage = part and (part, replace(part), self.clock(), done)
+        self._stage = part and Running(part, replace(part), self.clock(), done)
         if part:
             for before in self.parts[: self.parts.index(part)]:  # found done, or too short to tell of it
                 before.done = 1.0
@@ -93,11 +108,7 @@ class Ahead:
     def advance(self, share: float) -> None:
         """So much of the stage is done."""
         if self._stage:
-            part, before, began, first = self._stage
-            part.done = min(1.0, (before.passed + share) / part.passes)
-            part.seen = before.seen + max(0.0, share - first) / part.passes
-            part.at = self.clock()
-            part.took = before.took + part.at - began
+            self._stage.tell(share, self.clock())
 
     def tick(self, group: int) -> None:
         """Its parts have ended, well or not. Those that no stage told of share the time that the others leave."""
@@ -115,23 +126,19 @@ class Ahead:
 
     def begin(self, kind: str, tasks: Mapping[str, str], workers: int) -> None:
         """A round of tasks in their order, by name with the cell that each is of; of other cells nothing is to do."""
-        cells = list(tasks.values())
-        counts = {cell: cells.count(cell) for cell in cells}
-        known, methods = dict[str, float](), dict[str, str]()
-        for part in self.parts:
-            if part.kind == kind:
-                known[part.cell] = known.get(part.cell, 0.0) + part.seconds
-                methods[part.cell] = part.method
+        counts, estimated = Counter(tasks.values()), [part for part in self.parts if part.kind == kind]
+        methods = {part.cell: part.method for part in estimated}
+        known = {cell: sum(part.seconds for part in estimated if part.cell == cell) for cell in methods}
         told = [cell for cell in counts if cell in known]
         usual = sum(known[cell] for cell in told) / sum(counts[cell] for cell in told) if told else float(self._blind)
-        for part in self.parts:
-            if part.kind in KINDS[: KINDS.index(kind)]:
-                part.done = 1.0
-        others = [part for part in self.parts if part.kind != kind]
         self._tasks = {
             name: Part(cell, kind, known[cell] / counts[cell] if cell in known else usual, methods.get(cell, ""))
             for name, cell in tasks.items()
         }
+        others = [part for part in self.parts if part.kind != kind]
+        for part in others:
+            if KINDS.index(part.kind) < KINDS.index(kind):
+                part.done = 1.0
         self.parts, self._kind, self._workers = [*others, *self._tasks.values()], kind, workers
         self._running = {}
 
@@ -139,15 +146,11 @@ class Ahead:
         """A task of the round begins, perhaps again (None), or so much of it is done."""
         now, part = self.clock(), self._tasks[name]
         if share is None or name not in self._running:
-            self._running[name] = Running(part, now, now)
             part.done = part.seen = part.took = 0.0
-        if share is None:
-            return
-        task = self._running[name]
-        if task.first is None:  # what was before is no work on it
-            task.first, task.began = share, now
-        task.told, part.done = now, share
-        part.seen, part.took, part.at = share - task.first, now - task.began, now
+            part.at = now
+            self._running[name] = Running(part, replace(part), now)
+        if share is not None:
+            self._running[name].tell(share, now)
 
     def end(self, name: str, seconds: float, *, failed: bool = False) -> None:
         """A task of the round ended, which took a worker so long; of one that failed that says nothing."""
@@ -164,25 +167,45 @@ class Ahead:
 
     def left(self) -> float:
         """Seconds until all is done; until the end of the round where nothing was estimated."""
-        known = [self._as_known(part) for part in self.parts]
-        overall = self._pace(known, PRIOR_OF_ALL * sum(part.seconds for part in known), 1.0)
+        running = {id(task.part): task for task in list(self._running.values())}
+        known = {id(part): self._as_known(part, running.get(id(part))) for part in self.parts}
+        overall = self._pace([*known.values()], 1.0, PRIOR_OF_ALL * sum(part.seconds for part in self.parts))
         total = 0.0
         for kind in [self._kind] if self._blind else KINDS:
-            of_kind = [(part, seen) for part, seen in zip(self.parts, known, strict=True) if part.kind == kind]
-            usual = self._pace([seen for _, seen in of_kind], self._prior([seen for _, seen in of_kind]), overall)
-            paces = {
-                method: self._pace(alike, self._prior(alike), usual)
-                for method in {part.method for part, _ in of_kind}
-                for alike in [[seen for part, seen in of_kind if part.method == method]]
-            }
-            total += makespan(self._pieces(kind, [part for part, _ in of_kind], paces), self._workers)
+            parts = [part for part in self.parts if part.kind == kind]
+            paces = self._paces([known[id(part)] for part in parts], overall)
+            at_work = [self._rest(running[id(part)], paces[part.method]) for part in parts if id(part) in running]
+            waiting = [part for part in parts if id(part) not in running for _ in range(part.pieces)]
+            each = [paces[part.method] * part.left / part.pieces for part in waiting]
+            total += makespan(at_work + each, self._workers)
         return total
 
-    def _pace(self, parts: Sequence[Part], weight: float, prior: float) -> float:
+    def _as_known(self, part: Part, task: Running | None) -> Part:
+        """A task that is at work for longer than was estimated, without a word, takes at least so long."""
+        elapsed = self.clock() - task.began if task and not part.seen else 0.0
+        return replace(part, seen=1.0, took=elapsed, at=self.clock()) if elapsed > part.seconds else part
+
+    def _paces(self, parts: Sequence[Part], overall: float) -> dict[str, float]:
+        """Of the methods of one kind."""
+        usual = self._pace(parts, overall)
+        methods = {part.method for part in parts}
+        return {method: self._pace([part for part in parts if part.method == method], usual) for method in methods}
+
+    def _rest(self, task: Running, usual: float) -> float:
+        """Seconds that a task at work still takes: since it last told how far it is, some of them have passed."""
+        left = self._pace([task.part], usual) * task.part.left
+        return max(left - (self.clock() - task.part.at), OVERDUE * left)
+
+    def _pace(self, parts: Sequence[Part], prior: float, weight: float | None = None) -> float:
         """Seconds taken for one that was estimated, with `weight` of these taken at the pace `prior`.
 
         What was seen lately counts more of what was seen, and no more beside the prior.
+
+        Args:
+            weight: by default that of a share of an average part.
         """
+        if weight is None:
+            weight = 0.0 if self._blind or not parts else PRIOR * sum(part.seconds for part in parts) / len(parts)
         now = self.clock()
         half = HALF * max(now - self._began, 1e-9)
         parts = [part for part in parts if part.seen]
@@ -192,29 +215,6 @@ class Ahead:
         took = sum(share * part.took for share, part in zip(fresh, parts, strict=True))
         pace = took / lately if lately else 0.0
         return (pace * seen + prior * weight) / (seen + weight) if seen + weight else prior
-
-    def _prior(self, parts: Sequence[Part]) -> float:
-        """Seconds that a pace of these parts counts as if done at the pace that was supposed of them."""
-        return 0.0 if self._blind or not parts else PRIOR * sum(part.seconds for part in parts) / len(parts)
-
-    def _as_known(self, part: Part) -> Part:
-        """A task that is at work for longer than was estimated, without a word, takes at least so long."""
-        task = next((task for task in list(self._running.values()) if task.part is part), None)
-        elapsed = self.clock() - task.began if task and not part.seen else 0.0
-        return replace(part, seen=1.0, took=elapsed, at=self.clock()) if elapsed > part.seconds else part
-
-    def _pieces(self, kind: str, parts: Sequence[Part], paces: Mapping[str, float]) -> list[float]:
-        """Seconds that each task of a kind still takes, those at work first."""
-        if kind != self._kind:
-            return [paces[part.method] * part.left / part.pieces for part in parts for _ in range(part.pieces)]
-        now, running = self.clock(), list(self._running.values())
-        pieces = []
-        for task in running:
-            own = self._pace([task.part], self._prior([task.part]), paces[task.part.method])
-            left = own * task.part.left
-            pieces.append(max(left - (now - task.told), OVERDUE * left))
-        at_work = {id(task.part) for task in running}
-        return pieces + [paces[part.method] * part.left for part in parts if id(part) not in at_work]
 
     def words(self) -> str:
         """For the end of a line about something else; "" where nothing is known."""
