@@ -125,6 +125,15 @@ def test_a_task_that_failed_says_nothing_of_the_others() -> None:
     assert ahead.left() == pytest.approx(100)
 
 
+def test_a_failed_search_that_nothing_was_estimated_of_takes_no_part_of_the_time() -> None:
+    ahead = Ahead([Part("a", "sets", 100)])
+    ahead.begin("searches", {"1": "a"}, 1)
+    ahead.end("1", 9.0, failed=True)
+    ahead.begin("sets", {}, 1)
+    ahead.tick(0)
+    assert ahead.left() == 0
+
+
 def test_where_nothing_was_estimated_the_rounds_own_shares_tell_its_end() -> None:
     watch = Watch()
     ahead = Ahead(clock=watch)

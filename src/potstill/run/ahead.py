@@ -115,8 +115,9 @@ class Ahead:
         parts, now = [part for part in self.parts if part.group == group], self.clock()
         unseen = [part for part in parts if not part.seen]
         spent = now - self._group_began - sum(part.took for part in parts)
+        seconds = sum(part.seconds for part in unseen) or 1.0
         for part in unseen:
-            part.took = max(0.0, spent) * part.seconds / sum(p.seconds for p in unseen)
+            part.took = max(0.0, spent) * part.seconds / seconds
             part.seen, part.at = 1.0, now
         for part in parts:
             part.done = 1.0
