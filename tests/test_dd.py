@@ -214,6 +214,5 @@ def test_the_time_of_its_own_protocol_is_estimated_on_the_whole_set(toy_dataset:
             "runtime": {"device": "cpu", "precision": "fp32", "threads": 1, "compile": False},
         }
     )
-    timings, brought = Timings(Reporter(quiet=True)), small_set(toy_dataset)
-    seconds, _ = timings.scores_of(recipe, 4 * 3, toy_dataset, lambda: brought)
+    seconds, _ = Timings(Reporter(quiet=True)).scores_of(recipe, toy_dataset)
     assert seconds > 0

@@ -15,9 +15,11 @@ import torch
 
 from potstill.cli.main import main
 from potstill.errors import DataError
+from potstill.machine import work
+from potstill.machine.work import Stopwatch
 from potstill.methods import Method, Metrics, Problem, State
 from potstill.recipe import resolve
-from potstill.run import timing
+from potstill.run import kept, pace, timing
 from potstill.run.distil import passes_of
 from potstill.run.estimate import Estimate, ahead_of, core_seconds, estimate
 from potstill.run.progress import Reporter
@@ -53,19 +55,19 @@ class Uneven(Method[State]):
 
 @pytest.mark.parametrize("every", [2, 4, 10, 1000])
 def test_uneven_steps_are_counted_by_their_passes(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: Uneven.now)
+    monkeypatch.setattr(time, "perf_counter", lambda: Uneven.now)
     method: Any = Uneven(UnevenConfig(every=every))
     passes = method.passes(None)
-    state, pace = timing.time_steps(method, None, passes)  # type: ignore[arg-type]
-    assert state.step == 1 + timing.STEPS
-    assert pace.of(passes) == pytest.approx(60 + 1000 + 9 * (1000 - 1000 // every))
+    count, found = pace.time_steps(method, None, passes, Stopwatch())  # type: ignore[arg-type]
+    assert count == 1 + pace.STEPS
+    assert found.of(passes) == pytest.approx(60 + 1000 + 9 * (1000 - 1000 // every))
 
 
 def test_more_steps_are_timed_where_they_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: Uneven.now)
+    monkeypatch.setattr(time, "perf_counter", lambda: Uneven.now)
     method: Any = Uneven(UnevenConfig(every=1, steps=50))
     for least, steps in ((30.0, 1 + 30), (1e9, 50)):
-        assert timing.time_steps(method, None, 100, least=least)[0].step == steps  # type: ignore[arg-type]
+        assert pace.time_steps(method, None, 100, Stopwatch(), least)[0] == steps  # type: ignore[arg-type]
 
 
 def test_graphs_that_later_steps_compile_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,15 +81,16 @@ def test_graphs_that_later_steps_compile_count_once(monkeypatch: pytest.MonkeyPa
         return state.advanced(), Metrics(0.0)
 
     monkeypatch.setattr(Uneven, "step", step)
-    monkeypatch.setattr(timing, "count_graphs", lambda: graphs[0])
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
-    state, pace = timing.time_steps(Uneven(UnevenConfig(every=1)), None, 100_000)  # type: ignore[arg-type]
-    assert state.step == 4 + timing.STEPS
-    assert pace.of(100_000) == 4 * 30 + 1000
+    monkeypatch.setattr(pace, "count_graphs", lambda: graphs[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    uneven: Any = Uneven(UnevenConfig(every=1))
+    count, found = pace.time_steps(uneven, None, 100_000, Stopwatch())  # type: ignore[arg-type]
+    assert count == 4 + pace.STEPS
+    assert found.of(100_000) == 4 * 30 + 1000
 
 
 def test_work_of_a_cpu_is_counted_and_waiting_for_it_is_not() -> None:
-    works, waits = timing.Stopwatch(threads=1), timing.Stopwatch()
+    works, waits = Stopwatch(threads=1), Stopwatch()
     time.sleep(0.2)
     assert works.lap() < 0.1 and waits.lap() >= 0.2
     until = time.process_time() + 0.1
@@ -97,11 +100,11 @@ def test_work_of_a_cpu_is_counted_and_waiting_for_it_is_not() -> None:
 
 
 def test_steps_of_unknown_passes_count_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: Uneven.now)
+    monkeypatch.setattr(time, "perf_counter", lambda: Uneven.now)
     method: Any = Uneven(UnevenConfig(every=1, known=False))
-    assert timing.time_steps(method, None, 0)[1].of(1000) == 60 + 1000  # type: ignore[arg-type]
+    assert pace.time_steps(method, None, 1000, Stopwatch())[1].of(1000) == 60 + 1000  # type: ignore[arg-type]
     only: Any = Uneven(UnevenConfig(steps=1, every=1))
-    assert timing.time_steps(only, None, 100)[1].of(100) == 60 + 1  # type: ignore[arg-type]
+    assert pace.time_steps(only, None, 100, Stopwatch())[1].of(100) == 60 + 1  # type: ignore[arg-type]
 
 
 def test_a_bank_that_is_full_takes_no_more_time(toy_dataset: LabelledDataset) -> None:
@@ -209,8 +212,8 @@ def test_what_else_runs_is_told_by_the_clock_that_a_threads_work_takes(monkeypat
         now[0] += 0.001
         return now[0]
 
-    monkeypatch.setattr(timing, "time", SimpleNamespace(thread_time=lambda: now[0] / 4, perf_counter=clock))
-    assert timing.slowness() == pytest.approx(4, rel=0.1)
+    monkeypatch.setattr(work, "time", SimpleNamespace(thread_time=lambda: now[0] / 4, perf_counter=clock))
+    assert work.slowness() == pytest.approx(4, rel=0.1)
 
 
 def test_timings_are_kept_for_this_hardware_and_these_versions(
@@ -224,18 +227,18 @@ def test_timings_are_kept_for_this_hardware_and_these_versions(
 
     seconds, told = asked()
     assert told.startswith("1 timed now") and len(timed) == 1
-    (kept,) = tmp_path.iterdir()
+    (file,) = tmp_path.iterdir()
     again, told = asked()
     assert again == seconds and told == "1 found in the cache, the oldest made 0 min ago" and len(timed) == 1
-    record = json.loads(kept.read_text())
-    kept.write_text(json.dumps({**record, "made": time.time() - 5 * 86400}))
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({**record, "made": time.time() - 5 * 86400}))
     assert "5 days ago" in asked()[1]
-    kept.write_text(json.dumps({**record, "made": time.time() - 31 * 86400}))
+    file.write_text(json.dumps({**record, "made": time.time() - 31 * 86400}))
     assert asked()[1].startswith("1 timed now") and len(timed) == 2
-    kept.write_text("{")  # damaged
+    file.write_text("{")  # damaged
     assert asked()[1].startswith("1 timed now") and len(timed) == 3
     for name, other in (("device_name", lambda _: "another CPU"), ("__version__", "9"), ("commit", lambda: "abc")):
-        monkeypatch.setattr(timing, name, other)
+        monkeypatch.setattr(kept, name, other)
         assert asked()[1].startswith("1 timed now")
     assert len(timed) == 6
 
@@ -250,7 +253,7 @@ def test_a_step_takes_a_time_of_its_own_and_as_much_again_for_each_sample(
         now[0] += once + 0.02 * count
 
     monkeypatch.setattr(timing, "_step", lambda *_: step)
-    monkeypatch.setattr(timing.Stopwatch, "_now", lambda _: (now[0],))
+    monkeypatch.setattr(Stopwatch, "_now", lambda _: (now[0],))
     found = timing.time_passes("mlp:width=8", toy_dataset, timing.Runtime())
     assert found.each == pytest.approx(0.02 / timing.TIMED) and found.step == pytest.approx(once)
 
@@ -271,11 +274,11 @@ def test_what_cannot_be_made_of_the_data_fails_beside_its_kind(toy_dataset: Labe
 def test_networks_take_three_passes_of_each_sample_in_each_epoch_and_one_of_each_in_the_test(
     toy_dataset: LabelledDataset, timed: list[str]
 ) -> None:
-    recipe = resolve(QUICK, {"evaluation": {"nets": 5, "epochs": 50}})
     timings = timing.Timings(Reporter(quiet=True))
-    for samples, steps in ((60, 1), (70, 2)):  # in batches of 64
-        each = 0.001 * (3 * 50 * samples + len(toy_dataset.test)) + 0.010 * 50 * steps
-        assert timings.scores_of(recipe, samples, toy_dataset)[0] == pytest.approx(5 * each)
+    for ipc, steps in ((20, 1), (23, 2)):  # of three classes, in batches of 64
+        recipe = resolve(QUICK, {"ipc": ipc, "evaluation": {"nets": 5, "epochs": 50}})
+        each = 0.001 * (3 * 50 * 3 * ipc + len(toy_dataset.test)) + 0.010 * 50 * steps
+        assert timings.scores_of(recipe, toy_dataset)[0] == pytest.approx(5 * each)
 
 
 def test_workers_share_what_one_core_would_do() -> None:

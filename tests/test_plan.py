@@ -16,6 +16,7 @@ import potstill
 from potstill.cli import main
 from potstill.errors import Interrupted, UsageError
 from potstill.machine.runtime import Runtime
+from potstill.machine.work import Stopwatch
 from potstill.methods import METHODS
 from potstill.recipe import Recipe, resolve
 from potstill.report import collect, make_rows
@@ -23,11 +24,11 @@ from potstill.run import distil, plan, search
 from potstill.run.compare import run_study
 from potstill.run.distil import distill_run, read_run_recipe
 from potstill.run.engine.find import find_engine
+from potstill.run.pace import Pace
 from potstill.run.progress import Reporter
 from potstill.run.search import settle
 from potstill.run.store import RunStore
 from potstill.run.study import Study, study_of
-from potstill.run.timing import Pace, Stopwatch
 from potstill.spec import LabelledDataset
 
 QUIET = Reporter(quiet=True)
@@ -66,10 +67,10 @@ def test_where_compiling_leaves_too_little_as_many_steps_are_taken_as_need_none(
 ) -> None:
     """600 eager steps of a tenth of a second; from 400 on they are compiled, for 59 of the 60 seconds."""
     eager, compiling = Runtime(), Runtime(compile=True)
-    paces = {eager: (Pace(0.0, 0.1), 5), compiling: (Pace(59.0, 0.01), 7)}
+    paces = {eager: (5, Pace(0.0, 0.1)), compiling: (7, Pace(59.0, 0.01))}
     monkeypatch.setattr(plan, "amount", lambda recipe, _: recipe.method.steps)
-    monkeypatch.setattr(plan, "_runtime", lambda recipe, _: compiling if recipe.method.steps >= 400 else eager)
-    monkeypatch.setattr(plan, "_paced", lambda recipe, data, runtime, *_: paces[runtime])
+    monkeypatch.setattr(plan, "distilling_runtime", lambda r, *_: compiling if r.method.steps >= 400 else eager)
+    monkeypatch.setattr(plan, "time_method", lambda recipe, data, runtime, **_: paces[runtime])
     assert plan.plan(tiny(), toy_dataset, 60.0)[0].method.steps == 399
     assert plan.plan(tiny(), toy_dataset, 70.0)[0].method.steps == 1100
     assert plan.plan(tiny(), toy_dataset, 30.0)[0].method.steps == 300

@@ -26,7 +26,7 @@ from .shards import split_of
 from .sharing import kin, takers
 from .store import RunStore, score_name
 from .study import Cell, Study, load_cells
-from .timing import Timings, begun_set, samples_of_set
+from .timing import Timings
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def timed(cell: Cell, data: LabelledDataset, timings: Timings | None = None, sha
 def scored(cell: Cell, stands: str, data: LabelledDataset, timings: Timings) -> Estimate:
     """The scores alone of a cell's set."""
     recipe = cell.recipe.by_default(data)
-    seconds, memory = timings.scores_of(recipe, samples_of_set(recipe, data), data, lambda: begun_set(recipe, data))
+    seconds, memory = timings.scores_of(recipe, data)
     return Estimate(
         cell.name,
         stands,
@@ -264,7 +264,7 @@ def estimate_whole(
     recipe = on_threads(recipe, threads)
     if out and not missing_networks(recipe, data, None, RunStore(out / name).scores):
         return Estimate(name, "finished")
-    seconds, memory = timings.scores_of(recipe, len(data.train), data)
+    seconds, memory = timings.scores_of(recipe, data, whole=True)
     return Estimate(
         name,
         "new",

@@ -10,8 +10,8 @@ from ..machine.runtime import Runtime
 from ..methods import METHODS
 from ..recipe import Recipe
 from ..spec import LabelledDataset
-from .distil import bare_problem, distilling_runtime, passes_of
-from .timing import Pace, Stopwatch, some_pool, time_steps, with_small_bank
+from .distil import distilling_runtime
+from .pace import Pace, amount, time_method
 
 #: Steps are timed until they have taken this share of the budget; so many at most.
 SHARE, MOST_TIMED = 0.01, 1000
@@ -26,20 +26,23 @@ def plan(recipe: Recipe, data: LabelledDataset, seconds: float, *, at_work: bool
         at_work: seconds are of a CPU's work where one does it, else of the clock, as those after which a run is cut.
     """
     timed = with_steps(recipe, max(recipe.method.steps, MOST_TIMED))
-    runtime = _runtime(with_steps(recipe, 1), data)  # one that compiles nothing, for short budgets are over before that
 
-    def compiles(steps: int) -> bool:
-        return _runtime(with_steps(recipe, steps), data) != runtime
+    def runtime_of(steps: int) -> Runtime:
+        taken = with_steps(recipe, steps)
+        return distilling_runtime(taken, taken.build_method(), data)
 
-    pace, count = _paced(timed, data, runtime, SHARE * seconds, at_work)
-    fitting = with_steps(recipe, steps_in(seconds, pace, recipe, data))
-    if (proper := _runtime(fitting, data)) != runtime:
-        most = fitting.method.steps
-        pace, count = _paced(timed, data, proper, SHARE * seconds, at_work)
-        fitting = with_steps(recipe, steps_in(seconds, pace, recipe, data))
-        if _runtime(fitting, data) == runtime:  # compiling takes so long that what is left is not worth it
-            fitting = with_steps(recipe, bisect_left(range(1, most), True, key=compiles))
-    return fitting, count
+    def fitting(runtime: Runtime) -> tuple[int, int]:
+        count, pace = time_method(timed, data, runtime, at_work=at_work, least=SHARE * seconds)
+        return steps_in(seconds, pace, recipe, data), count
+
+    eager = runtime_of(1)  # one that compiles nothing, for short budgets are over before that
+    steps, count = fitting(eager)
+    if (compiling := runtime_of(steps)) != eager:
+        most = steps
+        steps, count = fitting(compiling)
+        if runtime_of(steps) == eager:  # compiling takes so long that what is left is not worth it
+            steps = bisect_left(range(1, most), True, key=lambda few: runtime_of(few) != eager)
+    return with_steps(recipe, steps), count
 
 
 def steps_in(seconds: float, pace: Pace, recipe: Recipe, data: LabelledDataset) -> int:
@@ -51,26 +54,7 @@ def steps_in(seconds: float, pace: Pace, recipe: Recipe, data: LabelledDataset) 
     return max(1, bisect_right(range(1, MOST + 1), seconds, key=takes))
 
 
-def amount(recipe: Recipe, data: LabelledDataset) -> int:
-    """What a pace is by: samples that pass a network, or the steps where that is not known."""
-    method = recipe.build_method()
-    return passes_of(recipe, method, data) or method.steps
-
-
 def with_steps(recipe: Recipe, steps: int) -> Recipe:
     """The recipe with so many steps, and what else its method makes of them."""
     keys = METHODS[recipe.method_name].in_steps(recipe.method, steps, recipe.pool.networks)
     return replace(recipe, method=keys)
-
-
-def _paced(recipe: Recipe, data: LabelledDataset, runtime: Runtime, least: float, at_work: bool) -> tuple[Pace, int]:
-    method = with_small_bank(recipe.build_method())
-    runtime.start()
-    problem = bare_problem(recipe, data, runtime, some_pool(recipe, data, method.needs_pool))
-    watch = Stopwatch.of(runtime, at_work=at_work)
-    state, pace = time_steps(method, problem, amount(recipe, data), watch, least)
-    return pace, state.step
-
-
-def _runtime(recipe: Recipe, data: LabelledDataset) -> Runtime:
-    return distilling_runtime(recipe, recipe.build_method(), data)

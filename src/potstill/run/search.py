@@ -34,9 +34,10 @@ from .estimate import scored
 from .plan import plan, with_steps
 from .pretrain import missing_runs
 from .progress import Reporter
+from .sizes import samples_of_set
 from .store import RunStore
 from .study import Cell, Study, claim, difference
-from .timing import Timings, samples_of_set
+from .timing import Timings
 
 #: A share of the training split is held out, at most so many images; fewer than the least tell trials apart by chance.
 HELD_SHARE, MOST_HELD, LEAST_HELD = 0.2, 2_000, 50

@@ -3,42 +3,37 @@
 Pools, sets and evaluation networks consist of samples that pass a network (`Method.passes`), so that one pace for each
 network and shape of samples serves them all, whatever the method, the IPC and the length. It is timed without
 compiling, on untrained weights, which take as long as trained ones. What compiling gains is found on the first network
-that is to be compiled, and taken for the others. Both are kept in the cache, for this hardware and these versions.
+that is to be compiled, and taken for the others. Both are kept in the cache.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from .._version import __version__
-from ..errors import PotstillError
-from ..evaluation import Scheduled, TrainingSet, find_protocol
-from ..files import write_atomically
+from ..evaluation import Scheduled, find_protocol
 from ..learning.augment import draw, suited
-from ..learning.extractor import EAGER_MAPS, KEEP_MAPS_OF, Extractor
-from ..learning.pool import Pool, untrained
-from ..machine.compiler import count_graphs
+from ..learning.extractor import Extractor
 from ..machine.runtime import Runtime
-from ..methods import Method, Problem, State
+from ..machine.work import Stopwatch, slowness
 from ..networks import build_network
 from ..recipe import Recipe
 from ..seeding import generator
 from ..spec import LabelledDataset, to_pixels
-from .distil import bare_problem, distilling_runtime, passes_of
-from .environment import commit, device_name, forget_peak_memory, peak_memory_mb
+from .distil import distilling_runtime, passes_of
+from .environment import forget_peak_memory, peak_memory_mb
+from .kept import Kept
+from .pace import time_method
 from .pretrain import pool_runtime
 from .progress import Reporter
+from .sizes import Sized, begun_set, samples_of_set, sizes_of
 
 #: Samples in the two steps that are timed, each so often after a first one: a line through both is the pace.
 SIZES, TIMES = (8, 32), 2
@@ -46,25 +41,6 @@ SIZES, TIMES = (8, 32), 2
 TIMED, TRAINING = 2, 3
 #: How they are augmented, as most protocols do it.
 AUGMENT = "color_crop_flip_scale_rotate"
-#: Days for which what was timed is taken as true.
-KEPT_DAYS = 30
-#: Steps of a method that are timed after the first.
-STEPS = 4
-#: Bytes of the maps of a sample that wait for its gradient, at 32 x 32 in bf16.
-MAPS = 2**19
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Seconds that are spent once, and those of each unit of work: a network pass, a step where these are unknown."""
-
-    once: float
-    each: float
-
-    def of(self, amount: float) -> float:
-        return self.once + self.each * amount
 
 
 @dataclass(frozen=True)
@@ -87,45 +63,8 @@ class Gain:
     once: float
 
 
-@dataclass(frozen=True)
-class Sized:
-    """What a set's process and its folder hold, in bytes: memory at the peak, a state, a set."""
-
-    memory: int
-    state: int
-    stored: int
-
-
-class Stopwatch:
-    """Seconds from one look to the next: of the clock, or, given the threads that work, of the work that a CPU does.
-
-    Work is that of the thread which waits for the others, or the even share of all, whichever is more: a CPU that is
-    busy with other things as well changes neither.
-    """
-
-    def __init__(self, threads: int = 0):
-        self._threads = threads
-        self._before = self._now()
-
-    @classmethod
-    def of(cls, runtime: Runtime, *, at_work: bool) -> Stopwatch:
-        """Of work where that is asked for and done by a CPU."""
-        return cls(runtime.threads if at_work and runtime.device == "cpu" else 0)
-
-    def lap(self) -> float:
-        now = self._now()
-        seconds = max(after - before for before, after in zip(self._before, now, strict=True))
-        self._before = now
-        return seconds
-
-    def _now(self) -> tuple[float, ...]:
-        if not self._threads:
-            return (time.perf_counter(),)
-        return time.thread_time(), time.process_time() / self._threads
-
-
 class Timings:
-    """What each kind of work takes; found when it is first asked for.
+    """What each kind of work takes; timed when it is first asked for.
 
     Args:
         folder: where it is kept and looked for; None for nowhere.
@@ -133,11 +72,9 @@ class Timings:
     """
 
     def __init__(self, reporter: Reporter, folder: Path | None = None, *, alone: bool = True):
-        self._reporter, self._folder, self._alone = reporter, folder, alone
-        self._known, self._compiled = dict[str, Any](), set[Any]()
+        self._kept, self._alone = Kept(reporter, folder), alone
+        self._compiled = set[Any]()
         self._busy: float | None = None
-        #: Seconds for which timings were made, how many, and seconds since each that was found was made.
-        self.spent, self.made, self.ages = 0.0, 0, list[float]()
 
     def set_of(self, recipe: Recipe, data: LabelledDataset) -> tuple[float, Sized]:
         """Seconds that a set takes, and its sizes.
@@ -147,65 +84,50 @@ class Timings:
         """
         method = recipe.build_method()
         runtime, passes = distilling_runtime(recipe, method, data), passes_of(recipe, method, data)
-        problem = bare_problem(recipe, data, Runtime(), some_pool(recipe, data, method.needs_pool))
-        if method.steps:
-            sizes = _sizes(method, problem, method.init(problem))  # refused here, each on its own data
-        else:
-            method.check(problem)
-            sizes = (_budget_bytes(recipe, data),) * 2
+        held = sizes_of(recipe, data, runtime)  # refused here, each on its own data
         if method.steps and not passes:
             words = f"steps of {recipe.method_name} on {data.spec.name}"
             kind = {"method": repr(method.config), "network": recipe.pool.network, "data": data.spec.fingerprint}
-            timed = self._find(words, {**kind, **runtime.to_json()}, Timed, lambda: _time_method(recipe, data, runtime))
-            seconds = timed.step * method.steps * self._slowness(runtime)
+            kind |= runtime.to_json()
+            timed = self._kept.find(words, kind, Timed, lambda: time_step(recipe, data, runtime))
+            seconds = timed.of(0, method.steps) * self._slowness(runtime)
         else:
             timed, seconds = self._passes(recipe.pool.network, data, runtime, passes, method.steps, recipe.method_name)
-        held = timed.memory + (_maps(problem, runtime) if method.steps else 0) + sizes[0]
-        return min(seconds, recipe.budget.seconds), Sized(held, *sizes)
+        return min(seconds, recipe.budget.seconds), replace(held, memory=held.memory + timed.memory)
 
     def pool_of(self, recipe: Recipe, data: LabelledDataset, runs: int) -> float:
         """Seconds that so many training runs of its pool take."""
         if not runs:
             return 0.0
+        network, runtime = recipe.pool.network, pool_runtime(recipe, data)
         schedule, samples = recipe.pool.training(), len(data.train)
         passes, steps = TRAINING * samples * schedule.epochs, math.ceil(samples / schedule.batch) * schedule.epochs
-        return self._passes(
-            recipe.pool.network, data, pool_runtime(recipe, data), passes * runs, steps * runs, "training"
-        )[1]
+        return self._passes(network, data, runtime, passes * runs, steps * runs, "training")[1]
 
-    def scores_of(
-        self, recipe: Recipe, samples: int, data: LabelledDataset, begun: Callable[[], TrainingSet] | None = None
-    ) -> tuple[float, int]:
-        """Seconds that all networks of an evaluation on so many samples take, and the memory of one.
-
-        Args:
-            begun: makes a set to train on, where the protocol reads more of it than samples.
-        """
+    def scores_of(self, recipe: Recipe, data: LabelledDataset, *, whole: bool = False) -> tuple[float, int]:
+        """Seconds that all networks of an evaluation take, on the set or on the `whole` training split, and the memory
+        of one."""
         config = recipe.evaluation
-        protocol, batch = find_protocol(config.protocol, config.epochs), samples
+        protocol = find_protocol(config.protocol, config.epochs)
+        samples = len(data.train) if whole else samples_of_set(recipe, data)
         if isinstance(protocol, Scheduled):
             batch = protocol.schedule.batch
         else:
-            assert begun
-            protocol = protocol.suited(begun())
-        runtime = recipe.runtime.resolve(
-            passes=TRAINING * samples * protocol.epochs * config.nets, side=data.spec.shape[1]
-        )
+            protocol, batch = protocol.suited(data.train if whole else begun_set(recipe, data)), samples
+        trained = TRAINING * samples * protocol.epochs
+        runtime = recipe.runtime.resolve(passes=trained * config.nets, side=data.spec.shape[1])
         networks = config.nets * (2 if config.stored_bits else 1)
-        passes = TRAINING * samples * protocol.epochs + len(data.test)
-        steps = math.ceil(samples / batch) * protocol.epochs
+        passes, steps = trained + len(data.test), math.ceil(samples / batch) * protocol.epochs
         timed, seconds = self._passes(config.network, data, runtime, passes * networks, steps * networks, "training")
         return seconds, timed.memory
 
     def told(self) -> str:
         """Where the numbers are from and how far they can be trusted."""
-        found = f"{len(self.ages)} found in the cache, the oldest made {_ago(max(self.ages))}" if self.ages else ""
-        made = f"{self.made} timed now in {self.spent:.0f} s" if self.made else ""
-        busy = ""
-        if self._busy and self._busy > 1.1:
-            counted = "which is not counted" if self._alone else "which is counted"
-            busy = f"; this machine is busy and work takes {self._busy:.1f} times as long now, {counted}"
-        return f"{', '.join(filter(None, (made, found))) or 'nothing had to be timed'}{busy}"
+        if not self._busy or self._busy <= 1.1:
+            return self._kept.told()
+        counted = "which is not counted" if self._alone else "which is counted"
+        busy = f"this machine is busy and work takes {self._busy:.1f} times as long now, {counted}"
+        return f"{self._kept.told()}; {busy}"
 
     def _passes(
         self, network: str, data: LabelledDataset, runtime: Runtime, passes: float, steps: float, what: str
@@ -215,7 +137,7 @@ class Timings:
         words = "x".join(map(str, shape))
         size = sum(parameter.numel() for parameter in build_network(network, data.spec, 0).parameters())
         kind = {"network": network, "parameters": size, "shape": shape, **eager.to_json()}
-        timed = self._find(f"{network} on {words}", kind, Timed, lambda: time_passes(network, data, eager))
+        timed = self._kept.find(f"{network} on {words}", kind, Timed, lambda: time_passes(network, data, eager))
         seconds = timed.of(passes, steps) * self._slowness(runtime)
         if not (runtime.compile and passes):
             return timed, seconds
@@ -225,7 +147,7 @@ class Timings:
             return Gain(timed.of(TIMED * max(SIZES), 1) / compiled, once)
 
         how = {"compiled": True, **replace(runtime, chunk=0).to_json()}
-        found = self._find(f"what compiling gains, on {network} on {words}", how, Gain, gain)
+        found = self._kept.find(f"what compiling gains, on {network} on {words}", how, Gain, gain)
         once = 0.0 if (graphs := (network, shape, what)) in self._compiled else found.once
         self._compiled.add(graphs)
         return timed, once + seconds / found.times
@@ -236,121 +158,12 @@ class Timings:
             self._busy = self._busy or slowness()
         return 1.0 if self._alone or not self._busy else self._busy
 
-    def _find(self, words: str, kind: Mapping[str, Any], form: Callable[..., T], measure: Callable[[], T]) -> T:
-        """What is known of a kind: from before, from an earlier call on such hardware, or measured."""
-        versions = {"potstill": __version__, "commit": commit(), "torch": torch.__version__}
-        key = json.dumps([form.__name__, kind, device_name(Runtime(device=kind["device"])), versions], default=str)
-        if key not in self._known:
-            path = self._folder and self._folder / f"{sha256(key.encode()).hexdigest()[:24]}.json"
-            self._known[key] = self._read(path, form) or self._measured(words, path, key, measure)
-        return self._known[key]
-
-    def _read(self, path: Path | None, form: Callable[..., T]) -> T | None:
-        """What was kept, if it is whole and not too old."""
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            record = json.loads(path.read_text()) if path else {}
-            age = time.time() - record["made"]
-            if age < KEPT_DAYS * 86400:
-                found = form(**record["found"])
-                self.ages.append(age)
-                return found
-        return None
-
-    def _measured(self, words: str, path: Path | None, key: str, measure: Callable[[], T]) -> T:
-        self.made += 1
-        self._reporter.say(f"timing {self.made}: {words}")
-        started = time.perf_counter()
-        found = measure()
-        self.spent += time.perf_counter() - started
-        if path:
-            record = {"kind": json.loads(key), "made": time.time(), "found": asdict(found)}  # type: ignore[call-overload]
-            with suppress(OSError, PotstillError):  # a cache that cannot be written is none
-                write_atomically(path, json.dumps(record, indent=1) + "\n")
-        return found
-
-
-def samples_of_set(recipe: Recipe, data: LabelledDataset) -> int:
-    """Decoded samples of all classes."""
-    whole = not recipe.build_method().uses_factor
-    return data.spec.num_classes * (recipe.ipc if whole else recipe.way().samples(recipe.ipc, data.spec))
-
-
-def begun_set(recipe: Recipe, data: LabelledDataset) -> TrainingSet:
-    """The set of a method with steps before the first one."""
-    method = recipe.build_method()
-    problem = bare_problem(recipe, data, Runtime(), some_pool(recipe, data, method.needs_pool))
-    return method.result(problem, method.init(problem))
-
-
-def _budget_bytes(recipe: Recipe, data: LabelledDataset) -> int:
-    """Of the numbers that all classes may store."""
-    return 4 * data.spec.num_classes * recipe.ipc * math.prod(data.spec.shape)
-
-
-def _sizes(method: Method[Any], problem: Problem, state: State) -> tuple[int, int]:
-    """Bytes of a state and of its set."""
-    state_bytes = sum(tensor.nbytes for tensor in state.to_tensors().values())
-    return state_bytes, len(method.result(problem, state).to_bytes())
-
-
-def time_steps(
-    method: Method[Any], problem: Problem, passes: int, watch: Stopwatch | None = None, least: float = 0.0
-) -> tuple[State, Pace]:
-    """A few steps, or as many more as take the `least` seconds, and what passes take in all but the first of them.
-
-    Not every step is like the others: a network in training is replaced by a new one, and any may be the first that
-    asks for a graph, such as that of an operation of the augmentation; what compiling takes counts once.
-    """
-    watch = watch or Stopwatch()
-    state, laps, usual = method.init(problem), list[float](), list[int]()
-    while len(laps) < method.steps and (len(usual) < STEPS or sum(laps[i] for i in usual) < least):
-        graphs = count_graphs()
-        state, _metrics = method.step(problem, state)
-        laps.append(watch.lap())
-        if len(laps) > 1 and count_graphs() == graphs:
-            usual.append(len(laps) - 1)
-    if len(laps) == 1:
-        return state, Pace(laps[0], 0.0)
-    done = [_passes_in(n, method, problem) for n in range(1, len(laps) + 1)]
-    if sorted(set(done)) != done:  # steps tell no passes, or take none after the first
-        done = [(passes or method.steps) * n / method.steps for n in range(1, len(laps) + 1)]
-    passed = [after - before for before, after in zip([0, *done], done, strict=False)]
-    each = median(laps[i] / passed[i] for i in usual or range(1, len(laps)))
-    once = sum(laps[i] - each * passed[i] for i in range(len(laps)) if i not in usual)
-    return state, Pace(max(0.0, once), each)
-
-
-def _passes_in(steps: int, method: Method[Any], problem: Problem) -> float:
-    return type(method)(replace(method.config, steps=steps)).passes(problem)
-
-
-def with_small_bank(method: Method[Any]) -> Method[Any]:
-    """A bank that is full after a few steps: most steps of a run come after that."""
-    bank = getattr(method.config, "bank", None)
-    return type(method)(replace(method.config, bank=replace(bank, draws=1))) if bank else method
-
-
-def some_pool(recipe: Recipe, data: LabelledDataset, needed: bool) -> Pool | None:
-    """Two networks at most, to see what a change of networks costs, unless the method wants a later one."""
-    if not needed:
-        return None
-    config, wanted = recipe.pool, max(2, 1 + getattr(recipe.method, "member", 0))
-    return untrained(data.spec, network=config.network, members=min(wanted, config.networks), seed=config.seed)
-
-
-def _maps(problem: Problem, runtime: Runtime) -> int:
-    """Bytes of the maps that wait for the gradient of all samples of a step."""
-    kept = min(problem.samples * len(problem.classes), KEEP_MAPS_OF // (1 if runtime.compile else EAGER_MAPS))
-    wide = (1 if runtime.compile else EAGER_MAPS) * (2 if runtime.precision == "fp32" else 1)
-    height, width = problem.spec.shape[1:]
-    return kept * wide * MAPS * height * width // 32**2
-
 
 def time_passes(network: str, data: LabelledDataset, runtime: Runtime) -> Timed:
     """The line through a step's seconds on few samples and on more."""
     runtime.start()
     forget_peak_memory()
-    step, watch = _step(network, data, runtime), Stopwatch.of(runtime, at_work=True)
+    step, watch = _step(network, data, runtime), Stopwatch.of(runtime)
     step(SIZES[-1])
     seconds = [median(_lap(watch, step, size) for _ in range(TIMES)) for size in SIZES]
     each = max(0.0, seconds[1] - seconds[0]) / (SIZES[1] - SIZES[0])
@@ -363,7 +176,7 @@ def time_compiled(network: str, data: LabelledDataset, runtime: Runtime) -> tupl
     runtime.start()
     step, started = _step(network, data, runtime), time.perf_counter()
     step(SIZES[-1])
-    once, watch = time.perf_counter() - started, Stopwatch.of(runtime, at_work=True)
+    once, watch = time.perf_counter() - started, Stopwatch.of(runtime)
     return once, median(_lap(watch, step, SIZES[-1]) for _ in range(TIMES))
 
 
@@ -390,30 +203,9 @@ def _lap(watch: Stopwatch, step: Callable[[int], None], size: int) -> float:
     return watch.lap()
 
 
-def slowness() -> float:
-    """Seconds of the clock for one of this thread's work, of a third of a second; 1 where nothing else runs."""
-    work, clock = time.thread_time(), time.perf_counter()
-    while time.perf_counter() - clock < 0.3 or time.thread_time() - work < 0.02:
-        pass
-    return max(1.0, (time.perf_counter() - clock) / (time.thread_time() - work))
-
-
-def _ago(seconds: float) -> str:
-    hours = seconds / 3600
-    return (
-        f"{seconds / 60:.0f} min ago"
-        if hours < 2
-        else f"{hours:.0f} h ago"
-        if hours < 48
-        else f"{hours / 24:.0f} days ago"
-    )
-
-
-def _time_method(recipe: Recipe, data: LabelledDataset, runtime: Runtime) -> Timed:
-    """Steps of a method that does not tell its passes."""
-    runtime.start()
+def time_step(recipe: Recipe, data: LabelledDataset, runtime: Runtime) -> Timed:
+    """A step of a method that does not tell its passes."""
     forget_peak_memory()
-    method = recipe.build_method()
-    problem = bare_problem(recipe, data, runtime, some_pool(recipe, data, method.needs_pool))
-    _, pace = time_steps(method, problem, 0, Stopwatch.of(runtime, at_work=True))
-    return Timed(0.0, pace.of(method.steps) / method.steps, peak_memory_mb() * 2**20)
+    steps = recipe.build_method().steps
+    _, pace = time_method(recipe, data, runtime)
+    return Timed(0.0, pace.of(steps) / steps, peak_memory_mb() * 2**20)
