@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from potstill.cli.main import main
-from potstill.errors import DataError
+from potstill.errors import DataError, UsageError
 from potstill.machine import work
 from potstill.machine.work import Stopwatch
 from potstill.methods import Method, Metrics, Problem, State
 from potstill.recipe import resolve
 from potstill.run import kept, pace, timing
 from potstill.run.distil import passes_of
-from potstill.run.estimate import Estimate, ahead_of, core_seconds, estimate
+from potstill.run.estimate import Estimate, ahead_of, core_seconds, estimate, estimate_whole
 from potstill.run.progress import Reporter
 from potstill.run.study import study_of
 from potstill.spec import LabelledDataset
@@ -279,6 +279,18 @@ def test_networks_take_three_passes_of_each_sample_in_each_epoch_and_one_of_each
         recipe = resolve(QUICK, {"ipc": ipc, "evaluation": {"nets": 5, "epochs": 50}})
         each = 0.001 * (3 * 50 * 3 * ipc + len(toy_dataset.test)) + 0.010 * 50 * steps
         assert timings.scores_of(recipe, toy_dataset)[0] == pytest.approx(5 * each)
+
+
+def test_networks_on_the_whole_split_are_trained_once_in_however_few_bits_sets_are_scored(
+    toy_dataset: LabelledDataset, timed: list[str]
+) -> None:
+    def whole(**keys: Any) -> Estimate:
+        timings = timing.Timings(Reporter(quiet=True))
+        return estimate_whole("full_data", resolve(QUICK, {"evaluation": keys}), toy_dataset, timings, None)
+
+    assert whole(stored_bits=8, epochs=5) == whole(epochs=5) and whole(epochs=5).tasks == 2
+    with pytest.raises(UsageError, match="needs a set with learned rates"):
+        whole(protocol="dd")
 
 
 def test_workers_share_what_one_core_would_do() -> None:

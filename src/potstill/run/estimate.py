@@ -128,29 +128,39 @@ def estimate(
     Raises:
         PotstillError: the only cell cannot be run; of several, such a one stands as `fails: ...`.
     """
-    timings = timings or kept_timings(reporter, cache)
-    data, pools = load_cells(study, load), set[Any]()
+    times, data = timings or kept_timings(reporter, cache), load_cells(study, load)
     cells = [replace(cell, recipe=on_threads(_settled(cell, data[cell.name], out), threads)) for cell in study.cells]
-    alone, known, found = len(cells) == 1, dict[str, Estimate](), dict[str, Estimate]()
     taking = {cell.name for cell in cells} if scores_only else takers(kin(study.cells), out)
+
+    def found_of(cell: Cell, stands: str) -> Estimate:
+        try:
+            if stands == "finished":
+                return Estimate(cell.name, stands)
+            if stands == "to be scored" or cell.name in taking:
+                return scored(cell, stands, data[cell.name], times)
+            return replace(timed(cell, data[cell.name], times, shards), stands=stands)
+        except Interrupted:
+            raise
+        except PotstillError as error:  # one cell that cannot be run is not the end of the others' estimates
+            if len(cells) == 1:
+                raise
+            return Estimate(cell.name, f"fails: {reason(error)}")
+
+    found, known, pools = list[Estimate](), dict[Any, Estimate](), set[Any]()
     for cell in cells:
         stands = _stands(cell, RunStore(out / cell.name) if out else None)
-        if stands == "finished":
-            found[cell.name] = Estimate(cell.name, stands)
-            continue
-        takes = cell.name in taking
-        alike = f"{replace(cell.recipe, seed=0).to_yaml()}{stands} {takes}"  # another seed takes as long
+        alike = replace(cell.recipe, seed=0), stands, cell.name in taking  # another seed takes as long
         if alike not in known:
-            known[alike] = _timed_or_failed(cell, stands, data[cell.name], timings, shards, takes, alone)
-        found[cell.name] = replace(known[alike], cell=cell.name)
-    for cell in cells:
+            known[alike] = found_of(cell, stands)
+        found.append(replace(known[alike], cell=cell.name))
+    for i, cell in enumerate(cells):
         pool, needed = (data[cell.name].spec.fingerprint, cell.recipe.pool), cell.recipe.build_method().needs_pool
-        if found[cell.name].to_do and found[cell.name].distill_seconds and needed and pool not in pools:
+        if found[i].to_do and found[i].distill_seconds and needed and pool not in pools:
             pools.add(pool)
             runs = missing_runs(cell.recipe, data[cell.name], (cache or default_cache()) / "pool")
-            seconds = timings.pool_of(cell.recipe, data[cell.name], runs)
-            found[cell.name] = replace(found[cell.name], pool_seconds=seconds, members=max(1, runs))
-    return [found[cell.name] for cell in cells]
+            seconds = times.pool_of(cell.recipe, data[cell.name], runs)
+            found[i] = replace(found[i], pool_seconds=seconds, members=max(1, runs))
+    return found
 
 
 def kept_timings(reporter: Reporter, cache: Path | None, *, alone: bool = True) -> Timings:
@@ -187,28 +197,6 @@ def _stands(cell: Cell, store: RunStore | None) -> str:
     return "finished" if scored else "to be scored"
 
 
-def _timed_or_failed(
-    cell: Cell,
-    stands: str,
-    data: LabelledDataset,
-    timings: Timings,
-    shards: int,
-    scores_only: bool,
-    alone: bool,
-) -> Estimate:
-    """One cell that cannot be run is not the end of the others' estimates."""
-    try:
-        if scores_only or stands == "to be scored":
-            return scored(cell, stands, data, timings)
-        return replace(timed(cell, data, timings, shards), stands=stands)
-    except Interrupted:
-        raise
-    except PotstillError as error:
-        if alone:
-            raise
-        return Estimate(cell.name, f"fails: {reason(error)}")
-
-
 def timed(cell: Cell, data: LabelledDataset, timings: Timings | None = None, shards: int = 1) -> Estimate:
     """A cell's distillation and scores: with planned steps, and with a search before what it leaves to that."""
     timings = timings or Timings(Reporter(quiet=True))
@@ -234,10 +222,15 @@ def timed(cell: Cell, data: LabelledDataset, timings: Timings | None = None, sha
 
 def scored(cell: Cell, stands: str, data: LabelledDataset, timings: Timings) -> Estimate:
     """The scores alone of a cell's set."""
-    recipe = cell.recipe.by_default(data)
-    seconds, memory = timings.scores_of(recipe, data)
+    return _networks(cell.name, stands, cell.recipe.by_default(data), data, timings)
+
+
+def _networks(
+    name: str, stands: str, recipe: Recipe, data: LabelledDataset, timings: Timings, *, whole: bool = False
+) -> Estimate:
+    seconds, memory = timings.scores_of(recipe, data, whole=whole)
     return Estimate(
-        cell.name,
+        name,
         stands,
         evaluate_seconds=seconds,
         memory_mb=memory // 2**20,
@@ -262,17 +255,10 @@ def estimate_whole(
         PotstillError: they cannot be trained.
     """
     recipe = on_threads(recipe, threads)
+    recipe = replace(recipe, evaluation=replace(recipe.evaluation, stored_bits=None))  # that is of sets
     if out and not missing_networks(recipe, data, None, RunStore(out / name).scores):
         return Estimate(name, "finished")
-    seconds, memory = timings.scores_of(recipe, data, whole=True)
-    return Estimate(
-        name,
-        "new",
-        evaluate_seconds=seconds,
-        memory_mb=memory // 2**20,
-        nets=recipe.evaluation.nets,
-        threads=threads_of(recipe),
-    )
+    return _networks(name, "new", recipe, data, timings, whole=True)
 
 
 def on_the_way(cell: str) -> str:
@@ -284,10 +270,12 @@ def estimate_curve(cell: Cell, found: Sequence[Estimate]) -> Estimate:
     """Every kept set and the first one cost as much as the last; nothing is known where that one is finished."""
     last = next((e for e in found if e.cell == cell.name), Estimate(cell.name, "finished"))
     sets = 1 + sum(step < cell.recipe.build_method().steps for step in cell.recipe.saving.keep)
-    stands = "new" if last.evaluate_seconds else "finished"
-    seconds = sets * last.evaluate_seconds / last.sets
-    return replace(
-        Estimate(on_the_way(cell.name), stands, evaluate_seconds=seconds, nets=last.nets, sets=sets),
+    return Estimate(
+        on_the_way(cell.name),
+        "new" if last.evaluate_seconds else "finished",
+        evaluate_seconds=sets * last.evaluate_seconds / last.sets,
+        nets=last.nets,
+        sets=sets,
         threads=last.threads,
         run=cell.name,
         table=last.table,
