@@ -3,8 +3,9 @@
     python benchmarks/few_steps.py fashion_mnist --part 5000 --set ipc=1 --set factor=3 \
         --trial "steps: 75, bank.draws: 4, descent.learning_rate: .02" --out results/tuning/few_steps/NAME.json
 
-Trials of one way of storing share a bank of real features: each gives the set that a run of its own would give, for
-less. Keys of a trial are the method's; `name: m3d` takes another. Trials that the file has already are left out.
+Trials of one pool and way of storing share a bank of real features: each gives the set that a run of its own would
+give, for less. Keys of a trial are the method's, but for those of the pool, the start and what is stored
+(`pool.members: 1`, `factor: 2`); `name: m3d` takes another method. Trials that the file has already are left out.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from potstill.run.search import apart
 from potstill.spec import LabelledDataset
 
 COMMON = {"method.name": "dsdm_plus", "runtime.threads": 1}
+#: Keys of a trial that are the recipe's own: sections, and what stands outside of them.
+OUTER = ("pool", "init", "factor", "parameterisation")
 
 
 def main() -> None:
@@ -37,7 +40,6 @@ def main() -> None:
     data = apart(data, options.part) if options.part else data
     base = {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in options.set)}
     whole = resolve(base, COMMON).on(data)
-    pool = pretrain_pool(whole, data, Reporter(), cache=default_cache())
     runtime = distilling_runtime(whole, whole.build_method(), data)
     runtime.start()
     record = json.loads(options.out.read_text()) if options.out.exists() else {"trials": []}
@@ -47,12 +49,18 @@ def main() -> None:
     for keys in (yaml.safe_load(f"{{{trial}}}") for trial in options.trial):
         if any(row["keys"] == keys for row in record["trials"]):
             continue
-        recipe = resolve(base, COMMON, {f"method.{key}": value for key, value in keys.items()}).on(data)
-        way = (recipe.parameterisation, recipe.factor)
-        problem = problems.setdefault(way, bare_problem(recipe, data, runtime, pool))
-        record["trials"].append({"keys": keys, **_trial(recipe, problem, data, options)})
+        recipe = resolve(base, COMMON, {_key(name): value for name, value in keys.items()}).on(data)
+        way = (recipe.parameterisation, recipe.factor, recipe.pool, recipe.init)
+        if way not in problems:
+            pool = pretrain_pool(recipe, data, Reporter(), cache=default_cache())
+            problems[way] = bare_problem(recipe, data, runtime, pool)
+        record["trials"].append({"keys": keys, **_trial(recipe, problems[way], data, options)})
         print(json.dumps(record["trials"][-1]), flush=True)
         options.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _key(name: str) -> str:
+    return name if name.split(".")[0] in OUTER else f"method.{name}"
 
 
 def _trial(recipe: Recipe, problem: Any, data: LabelledDataset, options: argparse.Namespace) -> dict[str, Any]:

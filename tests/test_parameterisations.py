@@ -428,7 +428,7 @@ def test_what_is_likely_goes_by_channels_ipc_and_side() -> None:
     assert likely(1, colour)[:2] == ["half_chroma:luma=10,chroma=5", "dct:luma=100,chroma=25"]
     assert likely(10, colour)[:2] == ["half_chroma:luma=16,chroma=8", "dct:luma=256,chroma=64"]
     assert likely(10, colour)[2:] == likely(1, colour)[:2]
-    assert likely(1, spec_of((1, 28, 28))) == ["dct:luma=100,chroma=0", "dct:luma=196,chroma=0"]
+    assert likely(1, spec_of((1, 28, 28))) == ["dct:luma=81,chroma=0", "dct:luma=196,chroma=0"]
     assert likely(1, spec_of((3, 8, 8))) == ["half_chroma:luma=4,chroma=2", "dct:luma=16,chroma=4"]
     assert likely(10, spec_of((2, 32, 32))) == [] == likely(10, spec_of((3, 3, 40)))
 
@@ -439,6 +439,13 @@ def test_colour_is_stored_at_half_chroma_where_the_smallest_class_can_start_it()
     assert suited(10, colour, images=79) == "dct:luma=256,chroma=64"
     assert suited(10, colour, images=78) == suited(10, spec_of(GRAY), images=40) == "tiles"
     assert suited(10, colour, images=39) == suited(10, spec_of((1, 7, 9)), images=6000) == "tiles:rows=1,columns=1"
+
+
+def test_few_gray_images_are_stored_as_coefficients_and_sounds_as_tiles() -> None:
+    gray = spec_of((1, 28, 28))
+    assert suited(4, gray, images=38) == "dct:luma=81,chroma=0"
+    assert suited(1, gray, images=8) == "dct:luma=196,chroma=0"  # nine samples of 81 would need nine images
+    assert suited(5, gray, images=6000) == suited(1, replace(gray, modality="sound"), images=800) == "tiles"
 
 
 def test_dsdm_plus_alone_stores_what_suits_the_data_and_a_factor_means_tiles(toy_colour: LabelledDataset) -> None:

@@ -114,7 +114,7 @@ def test_what_is_likely_is_tried_first_and_tiles_last() -> None:
     assert tried(auto(ipc=1), 3, 32, 32) == [
         "half_chroma10", "dct100", "half_chroma16", "dct256", "tiles2x2", "tiles3x3", "tiles4x4",
     ]  # fmt: skip
-    assert tried(auto(ipc=1), 1, 28, 28) == ["tiles2x2", "dct100", "dct196", "tiles3x3", "tiles4x4"]
+    assert tried(auto(ipc=1), 1, 28, 28) == ["dct81", "dct196", "tiles2x2", "tiles3x3", "tiles4x4"]
     assert tried(auto(ipc=10, method="dm"), 3, 64, 96)[:3] == ["tiles2x2", "half_chroma32", "dct1024"]
     assert tried(auto(), 3, 8, 8) == ["half_chroma4", "dct16", "tiles2x2", "tiles1x1"]
     assert tried(auto(), 2, 32, 32) == ["tiles2x2", "tiles3x3", "tiles1x1", "tiles4x4"]
