@@ -18,6 +18,7 @@ from potstill.cli.distill import asked
 from potstill.cli.main import build_parser
 from potstill.errors import DataError, Interrupted, UsageError
 from potstill.recipe import Recipe, resolve, sections
+from potstill.recipe.sections import PoolConfig
 from potstill.report import collect, make_rows
 from potstill.run import distil, search
 from potstill.run.compare import run_study
@@ -319,7 +320,7 @@ def test_the_pool_of_the_run_is_part_of_the_budget_and_gets_smaller_before_it_ta
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(search.Timings, "pool_of", lambda _, recipe, data, runs: 30.0 * runs)
-    given = {"pool__pretrained": True, "pool__members": 4, "method__steps": 1000}
+    given = {"pool__pretrained": True, "pool__members": 4, "method__steps": 1000, "ipc": 10}
     chosen = settle(auto(budget__minutes=50, **given), many, store, Reporter(), cache=store.root.parent)
     assert "the pool of the run, 4 networks, takes about 2.0 min of the budget" in capsys.readouterr().err
     assert (chosen.pool.members, chosen.budget.minutes) == (4, 50 - 2 - len(said["ran"]))
@@ -329,6 +330,36 @@ def test_the_pool_of_the_run_is_part_of_the_budget_and_gets_smaller_before_it_ta
     assert chosen.pool.members == 2 and chosen.budget.minutes == 3
     settle(auto(**given), many, RunStore(store.root.parent / "none"), Reporter(), cache=store.root.parent)
     assert "the pool of the run" not in capsys.readouterr().err
+
+
+def test_a_pool_gets_smaller_by_runs_where_samples_are_many_and_by_epochs_where_they_are_few() -> None:
+    asked = PoolConfig(members=3, snapshots=(2, 4))
+
+    def sizes(few: bool) -> list[tuple[int, int]]:
+        return [(pool.members, pool.training().epochs) for pool in search.smaller_pools(asked, few=few)]
+
+    assert sizes(few=False) == [(3, 6), (2, 6), (1, 6), (1, 3), (1, 1)]
+    assert sizes(few=True) == [(3, 6), (3, 3), (3, 1), (2, 1), (1, 1)]
+    first, half, *_, least = search.smaller_pools(asked, few=True)
+    assert first == asked and half.snapshots == (1, 2) and least.snapshots == (0.33, 0.67)
+    assert search.smaller_pools(PoolConfig(members=1, epochs=1), few=True) == [PoolConfig(members=1, epochs=1)]
+
+
+def test_a_pool_that_one_run_would_overrun_has_a_shorter_one_and_trials_are_as_they_were(
+    many: LabelledDataset, store: RunStore, said: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def takes(_: Any, recipe: Recipe, data: LabelledDataset, runs: int) -> float:
+        part = "search" in data.spec.fingerprint  # the trials' own, of few images
+        return 300.0 * runs * recipe.pool.training().epochs * (not part)
+
+    monkeypatch.setattr(search.Timings, "pool_of", takes)
+    given = {"pool__pretrained": True, "pool__members": 2, "pool__snapshots": (2, 4), "ipc": 10}
+    chosen = settle(auto(budget__minutes=60, **given), many, store, Reporter(), cache=store.root.parent)
+    said_so = "the pool of the run, 1 of 2 networks of 3 in place of 6 epochs, takes about 15.0 min of the budget"
+    assert said_so in capsys.readouterr().err
+    assert (chosen.pool.members, chosen.pool.epochs, chosen.pool.snapshots) == (1, 3, (1, 2))
+    assert said["ran"] and all(cell.recipe.pool.epochs is None for cell in said["ran"])
 
 
 def test_one_class_leaves_nothing_to_tell_trials_apart(

@@ -203,7 +203,7 @@ class BudgetConfig:
     Attributes:
         minutes: of its own, over all resumes, without the pool; null for all steps. Unless `plan`, a run ends where
             they do, and a decay planned over all steps is cut, not shortened. With parameterisation auto they hold the
-            pool of the run too, with fewer members where it would take more than a third; the search before the run may
+            pool of the run too, a smaller one where it would take more than a third; the search before the run may
             take half of the rest (10 where they are null), and the steps are planned for what that leaves, at most the
             method's own.
         plan: settle the steps before the run, from a few that are timed, to as many as the minutes hold: fewer or more

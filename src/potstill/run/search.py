@@ -24,9 +24,9 @@ from ..errors import Interrupted, UsageError
 from ..evaluation import find_protocol
 from ..files import default_cache, write_atomically
 from ..recipe import Recipe
-from ..recipe.sections import BudgetConfig, SavingConfig
+from ..recipe.sections import BudgetConfig, PoolConfig, SavingConfig
 from ..seeding import generator
-from ..sets.parameterisations import Tiles, likely
+from ..sets.parameterisations import FEW, Tiles, likely
 from ..spec import LabelledDataset
 from .cells import attempt, distil_and_score
 from .distil import check_recipe, passes_of, read_asked_recipe, settled
@@ -49,7 +49,7 @@ STEPS, EPOCHS, NETS = 150, 200, 1
 SHARES, MANY = (1.0, 0.5, 0.25), 4
 #: An image that a network learns from: a pass forward and one back, to the samples and to the weights.
 LEARNT = 4
-#: Of a budget, that which the training of the run's own pool may take before it is given fewer networks.
+#: Of a budget, that which the training of the run's own pool may take before it gets smaller.
 POOL_SHARE = 1 / 3
 #: Calibration weights tried beside the recipe's own, as shares of it.
 CALIBRATION = (0.5, 0.25)
@@ -121,9 +121,9 @@ def _settle(
     chosen, told, spent = recipe, "", 0.0
     if recipe.unsearched:
         timings = Timings(reporter, alone=False)
-        recipe, pool = _with_pool(recipe, data, timings, reporter, cache)
-        chosen, told, spent = _search(recipe, data, store, reporter, cache, timings, pool)
-        spent += pool
+        pool, training = _pool(recipe, data, timings, reporter, cache)
+        chosen, told, spent = _search(recipe, data, store, reporter, cache, timings, training)
+        chosen, spent = replace(chosen, pool=pool), spent + training
         reporter.say(f"auto: {told}")
     chosen, planned, spent = _planned(chosen, data, spent)
     if planned:
@@ -134,28 +134,54 @@ def _settle(
 def _keys(chosen: Recipe) -> dict[str, Any]:
     """All that may be settled."""
     record = chosen.to_dict()
-    sections = {"pool": {"members": chosen.pool.members}, "budget": {"planned": chosen.budget.planned}}
-    return {key: record[key] for key in ("parameterisation", "factor", "method")} | sections
+    budget = {"budget": {"planned": chosen.budget.planned}}
+    return {key: record[key] for key in ("parameterisation", "factor", "method", "pool")} | budget
 
 
-def _with_pool(
+def _pool(
     recipe: Recipe, data: LabelledDataset, timings: Timings, reporter: Reporter, cache: Path | None
-) -> tuple[Recipe, float]:
-    """The recipe with no more training runs in its pool than its budget has room for, and the seconds they take."""
-    default, folder = recipe.by_default(data), (cache or default_cache()) / "pool"
+) -> tuple[PoolConfig, float]:
+    """The pool that the budget of the recipe has room for, and the seconds that its training takes."""
+    asked, default, folder = recipe.pool, recipe.by_default(data), (cache or default_cache()) / "pool"
     if recipe.budget.minutes is None or not default.build_method().needs_pool:
-        return recipe, 0.0
+        return asked, 0.0
 
-    def takes(members: int) -> float:
-        pool = replace(default, pool=replace(default.pool, members=members))
-        return timings.pool_of(pool, data, missing_runs(pool, data, folder))
+    def takes(pool: PoolConfig) -> float:
+        with_pool = replace(default, pool=pool)
+        return timings.pool_of(with_pool, data, missing_runs(with_pool, data, folder))
 
-    asked, most = recipe.pool.members, POOL_SHARE * 60 * recipe.budget.minutes
-    members = next((n for n in range(asked, 1, -1) if takes(n) <= most), 1)
-    if seconds := takes(members):
-        networks = f"{members} of {asked} networks" if members < asked else f"{members} networks"
+    pools, most = smaller_pools(asked, few=recipe.ipc < FEW), POOL_SHARE * 60 * recipe.budget.minutes
+    pool = next((pool for pool in pools if takes(pool) <= most), pools[-1])
+    if seconds := takes(pool):
+        count = f"{pool.members} of {asked.members}" if pool.members < asked.members else f"{pool.members}"
+        epochs, own = pool.training().epochs, asked.training().epochs
+        networks = f"{count} networks" + (f" of {epochs} in place of {own} epochs" if epochs < own else "")
         reporter.say(f"auto: the pool of the run, {networks}, takes about {seconds / 60:.1f} min of the budget")
-    return replace(recipe, pool=replace(recipe.pool, members=members)), seconds
+    return pool, seconds
+
+
+def smaller_pools(pool: PoolConfig, *, few: bool) -> list[PoolConfig]:
+    """The pool and smaller ones, in the order in which they are taken: fewer training runs, then shorter ones.
+
+    For `few` samples the other way round: networks of one epoch were better for them than those of six
+    (docs/methods/dsdm_plus.md), and are the cheaper ones.
+    """
+    own = pool.training().epochs
+    lengths = list(dict.fromkeys(max(1, own >> halvings) for halvings in range(own.bit_length())))
+    runs = range(pool.members, 0, -1)
+    sizes = [(runs[0], e) for e in lengths] + [(n, lengths[-1]) for n in runs[1:]]
+    if not few:
+        sizes = [(n, own) for n in runs] + [(1, e) for e in lengths[1:]]
+    return [_sized(pool, *size) for size in sizes]
+
+
+def _sized(pool: PoolConfig, members: int, epochs: int) -> PoolConfig:
+    """With so many runs of so many epochs, its snapshots at the same shares of them."""
+    own = pool.training().epochs
+    if epochs == own:
+        return replace(pool, members=members)
+    snapshots = tuple(round(moment * epochs / own, 2) for moment in pool.snapshots)
+    return replace(pool, members=members, epochs=epochs, snapshots=snapshots)
 
 
 def _planned(recipe: Recipe, data: LabelledDataset, spent: float) -> tuple[Recipe, str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from . import dct as _dct  # noqa: F401
 from . import half_chroma as _half_chroma  # noqa: F401
 from .base import PARAMETERISATIONS, Parameterisation, parse
-from .likely import likely, suited
+from .likely import FEW, likely, suited
 from .tiles import Factor, Tiles
 
-__all__ = ["PARAMETERISATIONS", "Factor", "Parameterisation", "Tiles", "likely", "parse", "suited"]
+__all__ = ["FEW", "PARAMETERISATIONS", "Factor", "Parameterisation", "Tiles", "likely", "parse", "suited"]
