@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from ..errors import PotstillError, UsageError, reason
+from ..errors import PotstillError, RunError, UsageError, reason
 from ..files import write_atomically
 from ..learning.pool import MemberKey, is_cached
 from ..recipe import Recipe
@@ -88,12 +89,17 @@ class Spread:
 
     def _do(self, what: str, tasks: Iterable[Task]) -> None:
         named = {task.key: task for task in tasks}
-        self._ahead.begin(what, {key: task.cell for key, task in named.items()}, self._at_once(named.values()))
+        workers = self.engine.at_once(max((task.threads for task in named.values()), default=1))
+        self._ahead.begin(what, {key: task.cell for key, task in named.items()}, workers)
         if not named:
             return
-        self.reporter.say(f"{what}: {_count(len(named), 'task')} by {_count(self._at_once(named.values()), 'worker')}")
+
+        def hear(task: Task, share: float | None) -> None:
+            self._ahead.hear(task.key, share)
+
+        self.reporter.say(f"{what}: {_count(len(named), 'task')} by {_count(workers, 'worker')}")
         with self.reporter.stage(what, len(named)) as stage, self.reporter.beating(stage, lambda: self._note(named)):
-            for task, told, seconds in self.engine.run([*named.values()], _Inputs(self, named.values()), self._hear):
+            for task, told, seconds in self.engine.run([*named.values()], _Inputs(self), hear):
                 failed = isinstance(told, PotstillError)
                 self._ahead.end(task.key, seconds, failed=failed)
                 if failed:
@@ -103,12 +109,6 @@ class Spread:
                 else:
                     self._keep(task, told)
                 stage.advance(f"{task.name} done{self._ahead.words()}")
-
-    def _at_once(self, tasks: Iterable[Task]) -> int:
-        return self.engine.at_once(max((task.threads for task in tasks), default=1))
-
-    def _hear(self, task: Task, share: float | None) -> None:
-        self._ahead.hear(task.key, share)
 
     def _note(self, tasks: Mapping[str, Task]) -> str:
         """The time left, which tasks are at work, and how far they are."""
@@ -154,7 +154,8 @@ class Spread:
 
     def _refuse_budgets_of_shards(self) -> None:
         for work, recipe, store in self._sets():
-            if _budget_of_shards(work, recipe, self.shards) and not is_finished(recipe, store):
+            sharded = bool(split_of(recipe, work.data, self.shards))
+            if recipe.budget.minutes is not None and sharded and not is_finished(recipe, store):
                 why = "a budget is that of a whole set, not of its shards; leave out --shards or budget.minutes"
                 self._fail(work.cell.name, UsageError(why))
 
@@ -203,7 +204,7 @@ class Spread:
                 )
             if missing := [name for name in _pool(work, recipe) if not (self.cache / name).exists()]:
                 for name in self._kin[work.cell.name]:
-                    self._fail(name, _Lacking(f"{len(missing)} networks of its pool are missing"))
+                    self._fail(name, RunError(f"{len(missing)} networks of its pool are missing"))
                 continue
             for classes in split_of(recipe, work.data, self.shards) or [()]:
                 run = self._shard(store, classes)
@@ -259,32 +260,13 @@ class Spread:
             for index in missing_networks(recipe, work.data, SyntheticSet.load(path), scores):
                 yield self._task("network", work, recipe, index=index, inputs=(named,), scores=place)
 
-    def _task(
-        self,
-        kind: str,
-        work: Work,
-        recipe: Recipe,
-        *,
-        index: int = 0,
-        inputs: tuple[str, ...] = (),
-        classes: tuple[int, ...] = (),
-        scores: str = "",
-    ) -> Task:
-        data = data_name(work.data)
-        return Task(kind, work.cell.name, recipe.to_dict(), data, index, inputs, classes, scores)
+    def _task(self, kind: str, work: Work, recipe: Recipe, **more: Any) -> Task:
+        return Task(kind, work.cell.name, recipe.to_dict(), data_name(work.data), **more)
 
 
 def _count(number: int, what: str) -> str:
     """`1 task`, `4 tasks`."""
     return f"{number} {what}{'s' if number > 1 else ''}"
-
-
-class _Lacking(PotstillError):
-    """Something that another task was to make is not there."""
-
-
-def _budget_of_shards(work: Work, recipe: Recipe, shards: int) -> bool:
-    return recipe.budget.minutes is not None and bool(split_of(recipe, work.data, shards))
 
 
 def _has_pool(recipe: Recipe) -> bool:
@@ -301,23 +283,16 @@ def _named(key: MemberKey) -> str:
     return f"pool/{key.digest()}.safetensors"
 
 
-class _Inputs(Mapping[str, bytes]):
+class _Inputs(dict[str, bytes]):
     """The inputs of tasks by their names, read when they are asked for."""
 
-    def __init__(self, spread: Spread, tasks: Iterable[Task]):
-        self._spread = spread
-        self._names = dict.fromkeys(name for task in tasks for name in (task.data, *task.inputs))
-        self._data = {data_name(work.data): work.data for work in spread.works}
+    def __init__(self, spread: Spread):
+        super().__init__()
+        self._spread, self._data = spread, {data_name(work.data): work.data for work in spread.works}
 
-    def __getitem__(self, name: str) -> bytes:
+    def __missing__(self, name: str) -> bytes:
         if name in self._data:
             return pack_data(self._data[name])
         place, of_a_run, rest = name.partition(OF)
         path = self._spread.out / place / rest.removeprefix("run/") if of_a_run else self._spread.cache / name
         return path.read_bytes()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
