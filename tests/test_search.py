@@ -78,7 +78,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     monkeypatch.setattr(sections, "SEARCH_MINUTES", 1000.0)
     monkeypatch.setattr(search, "distil_and_score", scored)
     monkeypatch.setattr(search, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    monkeypatch.setattr(search, "scored", lambda *_: SimpleNamespace(evaluate_seconds=60.0))
+    monkeypatch.setattr(search.Timings, "scores_of", lambda *_: (60.0, 0))
     monkeypatch.setattr(search, "passes_of", lambda *_: 0)
     monkeypatch.setattr(search, "plan", lambda recipe, _, seconds, **__: (with_steps(recipe, int(seconds / 3.6)), 5))
     return accuracy
@@ -251,7 +251,7 @@ def test_trials_get_shorter_until_four_fit_and_stay_so_when_the_search_goes_on(
     settle(auto(budget__minutes=0.9, **given), many, RunStore(store.root / "next"), QUIET)
     assert len(said["ran"]) == before  # two do not fit, even so
     store.chosen.unlink()
-    monkeypatch.setattr(search, "scored", lambda *_: pytest.fail("timed again"))
+    monkeypatch.setattr(search.Timings, "scores_of", lambda *_: pytest.fail("timed again"))
     settle(auto(budget__minutes=1.1, **given), many, store, QUIET)
     assert len(said["ran"]) == before
 
@@ -526,7 +526,7 @@ def test_the_command_line_goes_on_from_a_folder_that_holds_a_search_alone(
         patch.setattr(distil, "_distill", lambda *_: (_ for _ in ()).throw(Interrupted("signal")))
         assert main(["distill", *given]) == 130
     assert f"go on with: potstill distill --resume {tmp_path / 'run'}" in capsys.readouterr().err
-    monkeypatch.setattr(search, "scored", lambda *_: pytest.fail("timed again"))
+    monkeypatch.setattr(search.Timings, "scores_of", lambda *_: pytest.fail("timed again"))
     assert main(["distill", "--resume", str(tmp_path / "run"), "--cache-dir", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert " % on 287 held-out training images" in found["search"]

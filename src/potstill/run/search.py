@@ -30,7 +30,6 @@ from ..sets.parameterisations import FEW, Tiles, likely
 from ..spec import LabelledDataset
 from .cells import attempt, distil_and_score
 from .distil import check_recipe, passes_of, read_asked_recipe, settled
-from .estimate import scored
 from .plan import plan, with_steps
 from .pretrain import missing_runs
 from .progress import Reporter
@@ -356,7 +355,7 @@ class Trials:
             return 0.0
         started = time.perf_counter()
         first = _short(next(iter(variants.values())), 1.0)
-        seconds = scored(Cell("a trial", "", first), "new", self.data, timings).evaluate_seconds
+        seconds, _ = timings.scores_of(first, self.data)
         self._pace = seconds / max(1, self._learnt(first))
         missing = missing_runs(first, self.data, (self.cache or default_cache()) / "pool")
         pool = timings.pool_of(first, self.data, missing) if first.build_method().needs_pool else 0.0
