@@ -162,8 +162,8 @@ def _pool(
 def smaller_pools(pool: PoolConfig, *, few: bool) -> list[PoolConfig]:
     """The pool and smaller ones, in the order in which they are taken: fewer training runs, then shorter ones.
 
-    For `few` samples the other way round: networks of one epoch were as good for them as those of six, at a sixth of the
-    work (docs/methods/dsdm_plus.md).
+    For `few` samples the other way round: networks of one epoch were as good for them as those of six, for a sixth of
+    the work (docs/methods/dsdm_plus.md).
     """
     own = pool.training().epochs
     lengths = list(dict.fromkeys(max(1, own >> halvings) for halvings in range(own.bit_length())))
