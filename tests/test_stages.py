@@ -76,10 +76,11 @@ def uninterrupted(data: LabelledDataset, tmp_path: Path, recipe: Recipe) -> byte
 @pytest.mark.parametrize(
     ("method", "passes"),
     # 4 steps, 3 classes, forward and backward of 2 images of 4 tiles, 16 real ones; of the 2 x 3 real batches that a
-    # bank of 2 networks would hold, 4 steps ask for 4 at most; a coreset embeds every image once.
+    # bank of 2 networks would hold, 4 steps ask for 4 at most; dsdm_plus has 7 samples of 16 coefficients; a coreset
+    # embeds every image once.
     [
         ("dsdm", 4 * 3 * (2 * 2 * 4 + 16)),
-        ("dsdm_plus", 3 * (4 * 2 * 2 * 4 + 4 * 16)),
+        ("dsdm_plus", 3 * (4 * 2 * 7 + 4 * 16)),
         ("dm", 4 * 3 * (2 * 2 * 4 + 16)),
         ("m3d", 4 * 3 * (2 * 2 * 4 + 16)),
         # Two steps with each network, which trains between them; a gradient to weights is 3, the mixed one 6 more.

@@ -8,7 +8,8 @@ import time
 
 from potstill.machine.work import core_seconds
 
-BUSY = "import time\nwhile time.process_time() < .1: pass"
+#: For .2 seconds, as those of a process that was called come in whole ticks of its user and its system.
+BUSY = "import time\nwhile time.process_time() < .2: pass"
 
 
 def test_a_cpu_that_waits_does_no_work_and_another_device_is_taken_to_be_busy() -> None:
