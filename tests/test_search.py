@@ -335,14 +335,18 @@ def test_the_pool_of_the_run_is_part_of_the_budget_and_gets_smaller_before_it_ta
 def test_a_pool_gets_smaller_by_runs_where_samples_are_many_and_by_epochs_where_they_are_few() -> None:
     asked = PoolConfig(members=3, snapshots=(2, 4))
 
-    def sizes(few: bool) -> list[tuple[int, int]]:
-        return [(pool.members, pool.training().epochs) for pool in search.smaller_pools(asked, few=few)]
+    def sizes(images: int, few: bool) -> list[tuple[int, int]]:
+        return [(pool.members, pool.training().epochs) for pool in search.smaller_pools(asked, images, few=few)]
 
-    assert sizes(few=False) == [(3, 6), (2, 6), (1, 6), (1, 3), (1, 1)]
-    assert sizes(few=True) == [(3, 6), (3, 3), (3, 1), (2, 1), (1, 1)]
-    first, half, *_, least = search.smaller_pools(asked, few=True)
+    assert sizes(60_000, few=False) == [(3, 6), (2, 6), (1, 6), (1, 3), (1, 1)]
+    assert sizes(60_000, few=True) == [(3, 6), (3, 3), (3, 1), (2, 1), (1, 1)]
+    # Of 10,000 images an epoch is 79 steps, of 1,000 all six are 48: networks too young are the last resort.
+    assert sizes(10_000, few=True) == [(3, 6), (3, 3), (2, 3), (1, 3), (1, 1)]
+    assert sizes(1_000, few=True) == sizes(1_000, few=False)
+    first, half, *_, least = search.smaller_pools(asked, 60_000, few=True)
     assert first == asked and half.snapshots == (1, 2) and least.snapshots == (0.33, 0.67)
-    assert search.smaller_pools(PoolConfig(members=1, epochs=1), few=True) == [PoolConfig(members=1, epochs=1)]
+    one = PoolConfig(members=1, epochs=1)
+    assert search.smaller_pools(one, 60_000, few=True) == [one]
 
 
 def test_a_pool_that_one_run_would_overrun_has_a_shorter_one_and_trials_are_as_they_were(

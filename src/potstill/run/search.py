@@ -50,6 +50,8 @@ SHARES, MANY = (1.0, 0.5, 0.25), 4
 LEARNT = 4
 #: Of a budget, that which the training of the run's own pool may take before it gets smaller.
 POOL_SHARE = 1 / 3
+#: Steps of training after which networks are as good for few samples as older ones: 78 were too few, 234 were not.
+GROWN = 200
 #: Calibration weights tried beside the recipe's own, as shares of it.
 CALIBRATION = (0.5, 0.25)
 #: What steps are planned for of the time that a budget leaves where it cuts the run: an estimate may be short.
@@ -149,7 +151,7 @@ def _pool(
         with_pool = replace(default, pool=pool)
         return timings.pool_of(with_pool, data, missing_runs(with_pool, data, folder))
 
-    pools, most = smaller_pools(asked, few=recipe.ipc < FEW), POOL_SHARE * 60 * recipe.budget.minutes
+    pools, most = smaller_pools(asked, len(data.train), few=recipe.ipc < FEW), POOL_SHARE * 60 * recipe.budget.minutes
     pool = next((pool for pool in pools if takes(pool) <= most), pools[-1])
     if seconds := takes(pool):
         count = f"{pool.members} of {asked.members}" if pool.members < asked.members else f"{pool.members}"
@@ -159,18 +161,17 @@ def _pool(
     return pool, seconds
 
 
-def smaller_pools(pool: PoolConfig, *, few: bool) -> list[PoolConfig]:
+def smaller_pools(pool: PoolConfig, images: int, *, few: bool) -> list[PoolConfig]:
     """The pool and smaller ones, in the order in which they are taken: fewer training runs, then shorter ones.
 
-    For `few` samples the other way round: networks of one epoch were as good for them as those of six, for a sixth of
-    the work (docs/methods/dsdm_plus.md).
+    For `few` samples runs on so many `images` get shorter first, as long as they do not end too young: networks of one
+    epoch were as good for them as those of six, for a sixth of the work (docs/methods/dsdm_plus.md).
     """
-    own = pool.training().epochs
-    lengths = list(dict.fromkeys(max(1, own >> halvings) for halvings in range(own.bit_length())))
-    runs = range(pool.members, 0, -1)
-    sizes = [(runs[0], e) for e in lengths] + [(n, lengths[-1]) for n in runs[1:]]
-    if not few:
-        sizes = [(n, own) for n in runs] + [(1, e) for e in lengths[1:]]
+    schedule, runs = pool.training(), range(pool.members, 0, -1)
+    lengths = list(dict.fromkeys(max(1, schedule.epochs >> n) for n in range(schedule.epochs.bit_length())))
+    grown = [e for e in lengths if e * math.ceil(images / schedule.batch) >= GROWN] if few else []
+    good = grown or lengths[:1]
+    sizes = [(runs[0], e) for e in good] + [(n, good[-1]) for n in runs[1:]] + [(1, e) for e in lengths if e < good[-1]]
     return [_sized(pool, *size) for size in sizes]
 
 
