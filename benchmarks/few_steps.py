@@ -27,6 +27,7 @@ from potstill.run.environment import environment
 from potstill.run.pretrain import pretrain_pool
 from potstill.run.progress import Reporter
 from potstill.run.search import apart
+from potstill.run.study import hold_out
 from potstill.spec import LabelledDataset
 
 COMMON = {"method.name": "dsdm_plus", "runtime.threads": 1}
@@ -37,7 +38,7 @@ OUTER = ("pool", "init", "factor", "parameterisation")
 def main() -> None:
     options = _parsed()
     data = potstill.load_dataset(options.data, data_dir=options.data_dir)
-    data = apart(data, options.part) if options.part else data
+    data = apart(data, options.part) if options.part else hold_out(data, options.holdout)
     base = {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in options.set)}
     whole = resolve(base, COMMON).on(data)
     runtime = distilling_runtime(whole, whole.build_method(), data)
@@ -86,6 +87,7 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("data", help="a known name, or a file whose test split was held out of training images")
     parser.add_argument("--data-dir")
     parser.add_argument("--part", type=int, default=0, help="so many images held out, and at most 5,000 to learn from")
+    parser.add_argument("--holdout", type=int, default=0, help="so many images held out, as a study holds them out")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of all recipes")
     parser.add_argument("--trial", action="append", default=[], metavar="KEYS", help="of the method, as YAML")
     parser.add_argument("--epochs", type=int, default=300)
