@@ -20,6 +20,7 @@ from potstill.cli import main
 from potstill.cli.options import print_estimates
 from potstill.cli.reproduce import _by_table
 from potstill.errors import Interrupted, UsageError
+from potstill.machine import runtime as runtimes
 from potstill.methods import METHODS
 from potstill.recipe import Recipe
 from potstill.report.paper import fill
@@ -292,10 +293,11 @@ def test_a_dry_run_counts_tasks_names_what_cannot_run_and_writes_nothing(
     assert record["seconds"] > 0 and record["disk_mb"] > 0 and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("bf16", [False, True])
 def test_a_dry_run_of_table_1_times_each_shape_once_whatever_method_data_ipc_and_length(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bf16: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Five image sets of two shapes, three IPCs and three methods: 45 cells."""
+    """Five image sets of two shapes, three IPCs and three methods: 45 cells. Short work stays in fp32 with bf16 units."""
 
     def load(recipe: Recipe) -> LabelledDataset:
         shape = (1, 28, 28) if "mnist" in recipe.data.name else (3, 32, 32)
@@ -305,13 +307,16 @@ def test_a_dry_run_of_table_1_times_each_shape_once_whatever_method_data_ipc_and
         name, classes = recipe.data.name, ("a", "b", "c")
         return LabelledDataset(DatasetSpec(name, shape, classes, mean, mean, True, fingerprint=name), split, split)
 
+    monkeypatch.setattr(runtimes, "has_bf16", lambda _: bf16)
     monkeypatch.setattr(timing, "time_passes", lambda *_: timing.Timed(1e-3, 0.01, 10**8))
     monkeypatch.setattr(timing, "time_compiled", lambda *_: (30.0, 0.05))
     cells = choose(read_table("table1").cells, {"method": ["herding", "dm", "dsdm"]})
     found = estimates(cells, load, out=None, reporter=Reporter(), cache=tmp_path)
     kinds = [line.partition(": ")[2] for line in capsys.readouterr().err.splitlines()]
     assert len(found) == 45 and all(e.stands == "new" and e.seconds and e.disk_mb and e.memory_mb for e in found)
-    assert kinds[:-1] == ["convnet on 1x28x28", "what compiling gains, on convnet on 1x28x28", "convnet on 3x32x32"]
+    small, compiling, large = "convnet on 1x28x28", "what compiling gains, on convnet on 1x28x28", "convnet on 3x32x32"
+    passes = 1 + bf16
+    assert kinds[:-1] == [*[small] * passes, compiling, *[large] * passes]
     # Of each data set one pool.
     assert len([e for e in found if e.pool_seconds]) == 5
 
