@@ -51,7 +51,7 @@ def test_the_docstrings_example_runs(temporary: Path) -> None:
     scores = potstill.evaluate(run.synthetic, data.test, nets=2, epochs=1)
     assert scores.n_nets == 2 and 0 <= scores.mean <= 1
     assert str(scores).startswith(f"{100 * scores.mean:.2f} +- ")
-    assert "last epoch, n = 1 set x 2 nets, convnet, protocol dsdm, 1 epochs" in str(scores)
+    assert "last epoch, n = 1 set x 2 nets, convnet, protocol dsdm, 1 epoch" in str(scores)
 
 
 def test_a_run_without_out_leaves_no_files(toy_dataset: LabelledDataset, temporary: Path) -> None:

@@ -106,6 +106,11 @@ def reason(error: Exception) -> str:
     return text if known else f"{type(error).__name__}: {text}"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 epoch`, `1,500 epochs`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def printable(text: str) -> str:
     """`text` in one line, with escape codes and other control characters written out: names of files can hold any."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

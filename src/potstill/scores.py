@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev, variance
 from typing import Any
 
-from .errors import DataError, refuse_pipes, unreadable
+from .errors import DataError, counted, refuse_pipes, unreadable
 from .files import SCHEMA_VERSION
 
 #: What a field of a record may be, by its annotation.
@@ -160,7 +160,7 @@ class Scores:
         counts = f"{sets} set{'s' * (self.n_sets > 1)} x {nets} nets"
         return (
             f"{percent_text(self.mean, self.std)} % (last epoch, n = {counts}, "
-            f"{first.network}, protocol {first.protocol}, {first.epochs} epochs)"
+            f"{first.network}, protocol {first.protocol}, {counted(first.epochs, 'epoch')})"
         )
 
     def to_json(self) -> dict[str, Any]:

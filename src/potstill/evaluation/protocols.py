@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ..checks import whole
-from ..errors import RunError, UsageError
+from ..errors import RunError, UsageError, counted
 from ..learning.fit import Schedule, fit
 from ..learning.unroll import Unrolled, one_pass
 from ..machine.runtime import Runtime
@@ -37,7 +37,7 @@ class Protocol(ABC):
     @property
     def about(self) -> str:
         """The protocol in a line."""
-        return f"{self.epochs} epochs"
+        return counted(self.epochs, "epoch")
 
     @abstractmethod
     def lasting(self, epochs: int) -> Protocol:
@@ -83,7 +83,7 @@ class Scheduled(Protocol):
     @property
     def about(self) -> str:
         s = self.schedule
-        return f"{s.epochs} epochs, {s.optimizer} {s.learning_rate:g}, batch {s.batch}"
+        return f"{counted(s.epochs, 'epoch')}, {s.optimizer} {s.learning_rate:g}, batch {s.batch}"
 
     def lasting(self, epochs: int) -> Scheduled:
         return replace(self, schedule=replace(self.schedule, epochs=epochs))

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..errors import UsageError
+from ..errors import UsageError, counted
 from . import compiler, native
 from .allocator import keep_freed_memory
 from .capture import Captured
@@ -131,7 +131,7 @@ class Runtime:
 
     def describe(self) -> str:
         mode = "compiled" if self.compile else "eager"
-        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        threads = counted(self.threads, "thread")
         return f"runtime: {self.device}, {self.precision}, {mode}, {threads}, chunks of {self.chunk} images"
 
     def to_json(self) -> dict[str, Any]:

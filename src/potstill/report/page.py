@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from ..errors import DataError
+from ..errors import DataError, counted
 from ..files import write_atomically
 from ..sets.export.pictures import image_grid, png
 from ..sets.export.wav import is_playable, sounds, wav_bytes
@@ -128,7 +128,7 @@ def _cost_figures(curves: Sequence[CostCurve]) -> list[CurveFigure]:
         drawn = [curve for curve in curves if curve.subject == subject]
         methods = [marked(curve.method, curve.same_as) for curve in drawn]
         labels = [m if methods.count(m) == 1 else f"{m} ({c.runs[0]})" for m, c in zip(methods, drawn, strict=True)]
-        caption = f"{dataset}, IPC {ipc}: {network}, protocol {protocol}, {epochs:,} epochs"
+        caption = f"{dataset}, IPC {ipc}: {network}, protocol {protocol}, {counted(epochs, 'epoch')}"
         figures.append(CurveFigure(caption, inline_svg(cost_figure(drawn, labels), f"a{i}-")))
     return figures
 

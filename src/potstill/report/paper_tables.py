@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import Any
 
+from ..errors import counted
 from ..escape import csv_cell, latex, markdown
 from ..run.paper import PaperTable
 from ..run.reproduce import span
@@ -143,7 +144,7 @@ def details_of(entry: Entry) -> list[str]:
         scores.n,
         entry.recipes or MISSING,
         entry.made_by or MISSING,
-        f"{network}, {protocol}, {epochs} epochs",
+        f"{network}, {protocol}, {counted(epochs, 'epoch')}",
         entry.hardware or MISSING,
         *(MISSING if seconds is None else span(seconds) for seconds in times),
     ]

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, unreadable
+from ..errors import DataError, counted, unreadable
 from ..files import SCHEMA_VERSION
 from ..learning.pool import SCHEDULES
 from ..methods import METHODS
@@ -177,9 +177,10 @@ def describe_making(config: Mapping[str, Any]) -> str:
     parts = [f"{method['steps']:,} steps"] if isinstance(method.get("steps"), int) else []
     if method["name"] not in METHODS or METHODS[method["name"]].needs_pool:
         members, schedule = pool.get("members"), str(pool.get("schedule"))
-        epochs = pool.get("epochs") or (SCHEDULES[schedule].epochs if schedule in SCHEDULES else "?")
+        epochs = pool.get("epochs") or (SCHEDULES[schedule].epochs if schedule in SCHEDULES else None)
+        length = counted(epochs, "epoch") if epochs else "? epochs"
         untrained = "as given" if is_own(str(pool.get("network"))) else "untrained"
-        trained = f"of {epochs} epochs ({schedule})" if pool.get("pretrained", True) else untrained
+        trained = f"of {length} ({schedule})" if pool.get("pretrained", True) else untrained
         parts.append(f"{members} network{'s' * (members != 1)} {trained}")
         if snapshots := pool.get("snapshots"):
             parts[-1] += f" and their snapshots at {', '.join(f'{s:g}' for s in snapshots)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..errors import counted
 from ..evaluation import PROTOCOLS, Scheduled
 from ..learning.fit import Schedule
 from ..methods import METHODS
@@ -109,11 +110,11 @@ def describe_protocol(name: str, epochs: int) -> str:
     protocol = PROTOCOLS.get(name)
     if not isinstance(protocol, Scheduled):
         known = "its schedule comes with the set" if protocol else "this version of potstill does not know the protocol"
-        return f"Protocol {name}, {epochs:,} epochs; {known}."
+        return f"Protocol {name}, {counted(epochs, 'epoch')}; {known}."
     schedule = protocol.schedule
     usual = "" if epochs == schedule.epochs else f" (the protocol's own number is {schedule.epochs:,})"
     parts = [
-        f"{epochs:,} epochs{usual}",
+        f"{counted(epochs, 'epoch')}{usual}",
         f"batches of {schedule.batch}",
         _optimizer(schedule),
         _decay(schedule),
@@ -157,7 +158,7 @@ def _place(row: Row, rows: Sequence[Row]) -> str:
         (f"{row.stored_bits} bits a number", "stored_bits"),
         (row.network, "network"),
         (f"protocol {row.protocol}", "protocol"),
-        (f"{row.epochs} epochs", "epochs"),
+        (counted(row.epochs, "epoch"), "epochs"),
     ]
     told = [str(text) for text, name in facts if len({getattr(other, name) for other in rivals}) > 1]
     return f" ({', '.join(told)})" if told else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..errors import counted
 from ..files import default_cache, require_writable
 from ..learning.pool import MemberKey, Pool, is_cached, is_trained, member_keys, pretrain, snapshot_epochs, untrained
 from ..machine.runtime import Runtime
@@ -62,7 +63,8 @@ def pretrain_pool(
     schedule = config.training()
     runtime = runtime or pool_runtime(recipe, data)
     runtime.start()
-    reporter.say(f"pool: {config.members} x {config.network}, {schedule.epochs} epochs; {runtime.describe()}")
+    epochs = counted(schedule.epochs, "epoch")
+    reporter.say(f"pool: {config.members} x {config.network}, {epochs}; {runtime.describe()}")
     with reporter.stage("pretrain", config.members * schedule.epochs) as stage, interruptible("the pool"):
         return pretrain(
             data.train,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.measure import split_fingerprint
-from ..errors import RunError, UsageError
+from ..errors import RunError, UsageError, counted
 from ..evaluation import Protocol, TrainingSet, evaluate_once, evaluation_seeds, find_protocol, matching_test
 from ..files import write_atomically
 from ..machine.runtime import Runtime
@@ -245,7 +245,7 @@ def _evaluate(stage_name: str, job: Job, folder: Path | None, reporter: Reporter
     at_once = settle_at_once(job.at_once, runtime, passes=passes * len(missing), side=side)
     together = min(at_once, len(missing))
     reporter.say(
-        f"{stage_name}: {nets} x {job.network}, protocol {job.protocol.name}, {epochs} epochs of "
+        f"{stage_name}: {nets} x {job.network}, protocol {job.protocol.name}, {counted(epochs, 'epoch')} of "
         f"{len(job.train):,} images; {runtime.describe()}" + (f", {together} networks at once" if together > 1 else "")
     )
     train_and_score = partial(evaluate_once, job.train, job.spec, job.test, network=job.network, protocol=job.protocol)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import PotstillError, RunError, UsageError, reason
+from ..errors import PotstillError, RunError, UsageError, counted, reason
 from ..files import write_atomically
 from ..learning.pool import MemberKey, is_cached
 from ..recipe import Recipe
@@ -97,7 +97,7 @@ class Spread:
         def hear(task: Task, share: float | None) -> None:
             self._ahead.hear(task.key, share)
 
-        self.reporter.say(f"{what}: {_count(len(named), 'task')} by {_count(workers, 'worker')}")
+        self.reporter.say(f"{what}: {counted(len(named), 'task')} by {counted(workers, 'worker')}")
         with self.reporter.stage(what, len(named)) as stage, self.reporter.beating(stage, lambda: self._note(named)):
             for task, told, seconds in self.engine.run([*named.values()], _Inputs(self), hear):
                 failed = isinstance(told, PotstillError)
@@ -262,11 +262,6 @@ class Spread:
 
     def _task(self, kind: str, work: Work, recipe: Recipe, **more: Any) -> Task:
         return Task(kind, work.cell.name, recipe.to_dict(), data_name(work.data), **more)
-
-
-def _count(number: int, what: str) -> str:
-    """`1 task`, `4 tasks`."""
-    return f"{number} {what}{'s' if number > 1 else ''}"
 
 
 def _has_pool(recipe: Recipe) -> bool:
