@@ -297,7 +297,7 @@ def test_a_dry_run_counts_tasks_names_what_cannot_run_and_writes_nothing(
 def test_a_dry_run_of_table_1_times_each_shape_once_whatever_method_data_ipc_and_length(
     bf16: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Five image sets of two shapes, three IPCs and three methods: 45 cells. Short work stays in fp32 with bf16 units."""
+    """Five image sets of two shapes, three IPCs, three methods: 45 cells. With bf16 units short work stays in fp32."""
 
     def load(recipe: Recipe) -> LabelledDataset:
         shape = (1, 28, 28) if "mnist" in recipe.data.name else (3, 32, 32)
