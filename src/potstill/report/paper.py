@@ -195,8 +195,8 @@ def _fitting(cell: PaperCell, run: StoredRun) -> StoredRun | None:
     """The run with the scores that count for the cell; None where it is of another cell.
 
     A reproduction's runs are known by their names. A run made otherwise is of a cell if it is of the same label,
-    method, data, IPC and factor and scored by the same network and protocol; its length may differ, and the table
-    says it.
+    method, data, IPC and factor (or other way of storing) and scored by the same network and protocol; its length may
+    differ, and the table says it.
     """
     if cell.recipe is None:
         return None

@@ -17,6 +17,7 @@ from ..files import SCHEMA_VERSION
 from ..learning.pool import SCHEDULES
 from ..methods import METHODS
 from ..networks import is_own
+from ..run.paper import stored_as
 from ..run.reproduce import RUNS
 from ..run.score import stored_scores
 from ..run.store import RunStore
@@ -35,6 +36,7 @@ class StoredRun:
         name: of its folder.
         source: the folder or file that it was read from, for messages.
         exact: whether a reproduction made it: its name tells which cells it is of.
+        factor: or how else its samples are stored, see `stored_as`.
         made_by: its length and pool, in words.
         kept: scores of the sets on the way, by their steps.
         set_file: where the set lies, "" where only its record is here.
@@ -115,7 +117,7 @@ def _of_run(record: RunRecord, exact: bool) -> StoredRun:
         exact=exact,
         dataset=record.dataset,
         label=record.label,
-        factor=short_factor(record.factor or ()),
+        factor=stored_as({"factor": record.factor} if record.factor else record.config),
         recipe_hash=record.recipe_hash,
         scores=record.scores,
         kept=record.kept_scores,
@@ -154,7 +156,7 @@ def _of_config(
         ipc=config["ipc"],
         method=config["method"]["name"],
         label=config["method"]["name"],
-        factor=short_factor(config.get("factor") or ()),
+        factor=stored_as(config),
         seed=int(config.get("seed", 0)),
         steps=config["method"].get("steps"),
         made_by=describe_making(config),
@@ -166,16 +168,14 @@ def _of_config(
     )
 
 
-def short_factor(factor: Sequence[int]) -> str:
-    """`2`, or `1x2`; whole images are of factor 1."""
-    return "x".join(map(str, dict.fromkeys(factor)))
-
-
 def describe_making(config: Mapping[str, Any]) -> str:
-    """The length of a run and its pool, from its resolved recipe."""
+    """How a run stores samples where these are no tiles, its length and its pool, from its resolved recipe."""
     method, pool = config["method"], config.get("pool") or {}
-    parts = [f"{method['steps']:,} steps"] if isinstance(method.get("steps"), int) else []
-    if method["name"] not in METHODS or METHODS[method["name"]].needs_pool:
+    known, way = method["name"] in METHODS, config.get("parameterisation", "tiles")
+    parts = [f"stored as {way}"] if way != "tiles" and known and METHODS[method["name"]].uses_factor else []
+    if isinstance(method.get("steps"), int):
+        parts.append(f"{method['steps']:,} steps")
+    if not known or METHODS[method["name"]].needs_pool:
         members, schedule = pool.get("members"), str(pool.get("schedule"))
         epochs = pool.get("epochs") or (SCHEDULES[schedule].epochs if schedule in SCHEDULES else None)
         length = counted(epochs, "epoch") if epochs else "? epochs"

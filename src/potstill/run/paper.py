@@ -63,15 +63,14 @@ class PaperCell:
     @property
     def facts(self) -> dict[str, Any]:
         """What `--only` chooses by, as far as the keys say it."""
-        evaluation, factor = self.keys.get("evaluation") or {}, self.keys.get("factor", 2)
-        sides = factor if isinstance(factor, (list, tuple)) else [factor]
+        evaluation = self.keys.get("evaluation") or {}
         return {
             "dataset": (self.keys.get("data") or {}).get("name", "digits"),
             "ipc": None if self.draft.whole else self.keys.get("ipc", Recipe.ipc),
             "method": "whole" if self.draft.whole else self.method,
             "cell": self.label,
             "network": evaluation.get("network", "convnet"),
-            "factor": "x".join(map(str, dict.fromkeys(sides))),
+            "factor": stored_as(self.keys),
         }
 
     @property
@@ -114,6 +113,14 @@ class PaperTable:
     name: str
     plan: Plan
     cells: tuple[PaperCell, ...]
+
+
+def stored_as(keys: Mapping[str, Any]) -> str:
+    """What a recipe's keys make of the samples: `2` and `1x2` of tiles, else the parameterisation."""
+    if (way := keys.get("parameterisation") or "tiles") != "tiles":
+        return str(way)
+    factor = keys.get("factor", Recipe.factor)
+    return "x".join(map(str, dict.fromkeys(factor if isinstance(factor, (list, tuple)) else [factor])))
 
 
 def read_text(name: str) -> str:
