@@ -77,14 +77,14 @@ def test_each_way_of_storing_has_its_undistilled_row(
     """dsdm_plus stores colour at half chroma, so random_mix is there in tiles and so; gray at IPC 5 is tiles."""
     given: dict[str, Any] = {"methods": ["random_mix", "dsdm_plus"], "seeds": [0]}
     study = study_of([SMALL], ipcs=[1], **given)
-    names = ["random_mix-ipc1-factor2-seed0", "dsdm_plus-ipc1-factor2-seed0", "random_mix-suited-ipc1-factor2-seed0"]
+    names = ["random_mix-ipc1-factor2-seed0", "dsdm_plus-ipc1-seed0", "random_mix-suited-ipc1-seed0"]
     assert [cell.name for cell in study.cells] == names
     colour = study.on(dict.fromkeys(names, toy_colour)).cells
     stored = [cell.recipe.parameterisation for cell in colour]
     assert stored[0] == "tiles" and stored[1] == stored[2] and stored[1].startswith("half_chroma")
     more = study_of([SMALL], ipcs=[5], **given)
     gray = more.on({cell.name: toy_dataset for cell in more.cells}).cells
-    assert [cell.name for cell in gray] == ["random_mix-ipc5-factor2-seed0", "dsdm_plus-ipc5-factor2-seed0"]
+    assert [cell.name for cell in gray] == ["random_mix-ipc5-factor2-seed0", "dsdm_plus-ipc5-seed0"]
 
 
 def test_all_sets_are_scored_by_the_same_networks(toy_dataset: LabelledDataset, tmp_path: Path) -> None:

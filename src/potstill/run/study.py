@@ -412,7 +412,7 @@ def _folder(label: str, recipe: Recipe, varied: Any) -> str:
         "factor": f"factor{rows}" + (f"x{columns}" if columns != rows else ""),
         "seed": f"seed{recipe.seed}",
     }
-    if not METHODS[recipe.method_name].uses_factor:
+    if not METHODS[recipe.method_name].uses_factor or recipe.parameterisation != "tiles":
         del words["factor"]
     others = [_word(key, varied[key]) for key in varied if key not in COLUMNS]
     return "-".join([label, *others, *(word for key, word in words.items() if key in varied)])
