@@ -158,7 +158,7 @@ def _place(row: Row, rows: Sequence[Row]) -> str:
         (f"{row.stored_bits} bits a number", "stored_bits"),
         (row.network, "network"),
         (f"protocol {row.protocol}", "protocol"),
-        (counted(row.epochs, "epoch"), "epochs"),
+        (counted(row.epochs or 0, "epoch"), "epochs"),
     ]
     told = [str(text) for text, name in facts if len({getattr(other, name) for other in rivals}) > 1]
     return f" ({', '.join(told)})" if told else ""
