@@ -76,11 +76,13 @@ class Entry:
 
     @property
     def of_schedule(self) -> bool:
-        """Whether its sets were made as the schedule says; others say how in `made_by`.
+        """Whether its sets were made, and their networks trained, as the schedule says.
 
         A choice of images that knows neither steps nor pool is the same under every schedule.
         """
-        recipe = self.cell.recipe
+        recipe, told = self.cell.recipe, _epochs_told(self.cell)
+        if told and any(score.epochs != told for run in self.runs for score in run.scores):
+            return False
         same = recipe is not None and not (recipe.build_method().steps or recipe.build_method().needs_pool)
         return same or all(_as_told(self.cell, run) for run in self.runs)
 
@@ -212,11 +214,15 @@ def _fitting(cell: PaperCell, run: StoredRun) -> StoredRun | None:
 
 def _scored(scores: Iterable[Score], cell: PaperCell, *, exact: bool) -> tuple[Score, ...]:
     """By the cell's network and protocol, for its number of epochs; of runs made otherwise for the largest number."""
-    network, protocol, epochs = cell.terms
-    found = [score for score in scores if (score.network, score.protocol) == (network, protocol)]
-    told = find_protocol(protocol, epochs).epochs if exact else 0  # 0: as many as the set brings
-    wanted = told or max((score.epochs for score in found), default=0)
+    found = [score for score in scores if (score.network, score.protocol) == cell.terms[:2]]
+    wanted = (exact and _epochs_told(cell)) or max((score.epochs for score in found), default=0)
     return tuple(score for score in found if score.epochs == wanted)
+
+
+def _epochs_told(cell: PaperCell) -> int:
+    """Of the schedule; 0 for as many as the set brings."""
+    _, protocol, epochs = cell.terms
+    return find_protocol(protocol, epochs).epochs
 
 
 def _entry(cell: PaperCell, runs: Sequence[StoredRun]) -> Entry:

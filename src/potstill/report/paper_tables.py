@@ -25,6 +25,9 @@ from .tables import MISSING
 DETAILS = ("cell", "ours", "n", "recipe", "made by", "scored by", "hardware", "pool", "distil", "evaluate")
 
 
+#: What a star means.
+OTHERWISE = "* Made or scored otherwise than this schedule says: see made by and scored by, below."
+
 #: One more heading, and what must be said of it.
 BEST_ON_TEST = "best on test, not a result"
 BEST_ON_TEST_TOLD = (
@@ -48,7 +51,7 @@ class Filled:
     @property
     def general_notes(self) -> list[str]:
         otherwise = any(not entry.of_schedule for entry in self.measured)
-        star = ["* Made otherwise than this schedule says: see made by, below."] if otherwise else []
+        star = [OTHERWISE] if otherwise else []
         chosen = [BEST_ON_TEST_TOLD] if any(entry.selected for entry in self.measured) else []
         return [*star, *chosen, *(note.text for note in self.table.plan.notes if not note.on)]
 
@@ -93,7 +96,7 @@ class Filled:
 
 
 def ours_text(entry: Entry | None) -> str:
-    """Mean and deviation, with a star where the set was made otherwise than the schedule says."""
+    """Mean and deviation, with a star where it was made or scored otherwise than the schedule says."""
     if entry is None:
         return ""
     if not entry.scores:
