@@ -886,4 +886,4 @@ def test_a_run_says_what_its_method_does_in_one_line_for_the_report(toy_dataset,
     store = RunStore(tmp_path / "run")
     distill_run(recipe, toy_dataset, store, Reporter(quiet=True))
     assert store.read_json("env.json")["method_about"] == METHODS["random"].about()
-    assert METHODS["random"].about().startswith("IPC whole real images per class")
+    assert METHODS["random"].about().startswith("IPC whole real samples per class")

@@ -77,7 +77,7 @@ class IDCState(State):
 
 @METHODS.register("idc")
 class IDC(Method[IDCState]):
-    """Match gradients of networks that learn from real data, for several small images in each stored one."""
+    """Match gradients of networks that learn from real data, for several small samples in each stored one."""
 
     Config = IDCConfig
     State = IDCState

@@ -17,7 +17,7 @@ class RandomConfig:
 
 @METHODS.register("random")
 class Random(Method[State]):
-    """IPC whole real images per class, factor 1 whatever the problem says."""
+    """IPC whole real samples per class, factor 1 whatever the problem says."""
 
     Config = RandomConfig
     uses_factor: ClassVar[bool] = False
@@ -28,7 +28,7 @@ class Random(Method[State]):
 
 @METHODS.register("random_mix")
 class RandomMix(Method[State]):
-    """The undistilled initialisation: down-sized real images in a mosaic, at the problem's factor."""
+    """The undistilled initialisation: down-sized real samples in a mosaic, at the problem's factor."""
 
     Config = RandomConfig
 
